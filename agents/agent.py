@@ -1,0 +1,120 @@
+"""A trained agent: what it sees, how it acts, and its file; acts on latents or on pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from numpy.typing import NDArray
+
+from agents.observations import (
+    LatentStack,
+    ObservationConfig,
+    action_size,
+    from_vector,
+    observation_size,
+)
+from agents.sac import CategoricalActor, GaussianActor
+from worldvae.checkpoint import CheckpointError, load_model, save_model
+from worldvae.frames import to_frames
+from worldvae.rollouts import describe_space, space_from
+from worldvae.vae import FrameVAE
+
+KIND = "latent-agent"
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """Attributes: what it observes, the codec it was trained with (latent size Z and hash), its
+    single action space, how many env steps each action lasts, and its hidden width."""
+
+    observation: ObservationConfig
+    latent_size: int
+    codec_sha256: str
+    action_space: gymnasium.Space
+    action_repeat: int
+    hidden: int
+
+
+class Agent:
+    """An actor and what it needs to act; ``save`` and ``load`` it, or let it play (below)."""
+
+    def __init__(self, spec: AgentSpec):
+        self.spec = spec
+        actor = CategoricalActor if isinstance(spec.action_space, Discrete) else GaussianActor
+        size = observation_size(spec.observation, spec.latent_size, spec.action_space)
+        self.actor: CategoricalActor | GaussianActor = actor(size, action_size(spec.action_space), spec.hidden)
+
+    def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> None:
+        """Writes ``model.safetensors`` and ``config.json``."""
+        described = {
+            "observation": asdict(self.spec.observation),
+            "latent_size": self.spec.latent_size,
+            "codec_sha256": self.spec.codec_sha256,
+            "action_space": describe_space(self.spec.action_space),
+            "action_repeat": self.spec.action_repeat,
+            "hidden": self.spec.hidden,
+        }
+        save_model(Path(folder), KIND, self.actor, {"config": described, "training": dict(training or {})})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Agent:
+        """Reads what ``save`` wrote. Raises CheckpointError as ``FrameVAE.load`` does."""
+        tensors, header = load_model(Path(folder), KIND)
+        try:
+            config = dict(header["config"])
+            config["observation"] = ObservationConfig(**config["observation"])
+            config["action_space"] = space_from(config["action_space"])
+            agent = cls(AgentSpec(**config))
+            agent.actor.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} holds no agent this version can build: {error}") from error
+        agent.actor.eval()
+        return agent
+
+
+class LatentAgent:
+    """A ``BehaviourPolicy`` on latents [N, Z]: the agent's most likely actions."""
+
+    def __init__(self, agent: Agent, num_envs: int):
+        spec = agent.spec
+        self._agent = agent
+        self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, action_size(spec.action_space))
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        self._stack.reset(mask)
+
+    @torch.no_grad()
+    def act(self, observations: NDArray[np.float32]) -> NDArray[Any]:
+        seen = torch.from_numpy(self._stack.push(observations))
+        vectors = self._agent.actor.act(seen, None).numpy()
+        self._stack.acted(vectors)
+        return from_vector(vectors, self._agent.spec.action_space)
+
+
+class PixelAgent:
+    """A ``BehaviourPolicy`` on raw pixels: the codec encodes, the agent acts.
+
+    Raises CheckpointError where the codec is not the one the agent was trained with.
+    """
+
+    def __init__(self, agent: Agent, vae: FrameVAE, num_envs: int):
+        if vae.sha256 != agent.spec.codec_sha256:
+            raise CheckpointError(
+                f"the agent was trained with codec {agent.spec.codec_sha256[:12]}, this one is {vae.sha256[:12]}"
+            )
+        self._vae = vae
+        self._policy = LatentAgent(agent, num_envs)
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        self._policy.reset(mask)
+
+    def act(self, observations: NDArray[Any]) -> NDArray[Any]:
+        posterior = self._vae.encode(to_frames(observations, self._vae.config.frame))
+        return self._policy.act(posterior.mean.cpu().numpy())

@@ -1,0 +1,229 @@
+"""Latent environment -> trained agent: play, remember, learn, with the project's one fit loop."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Discrete
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from agents.agent import Agent, AgentSpec
+from agents.observations import (
+    LatentStack,
+    ObservationConfig,
+    action_size,
+    as_vector,
+    from_vector,
+    observation_size,
+    observations_of,
+)
+from agents.replay import Replay, TransitionBatch
+from agents.sac import SAC, SACConfig
+from worldvae.fit import FitConfig, Metrics, fit, pick_device
+from worldvae.latents import LatentStore
+from worldvae.record import interact
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """Attributes:
+    env_steps: emulator steps to play, at most.
+    updates: gradient steps after each step of the N environments.
+    reward_clip, reward_scale: rewards of a decision are clipped, then scaled, for learning only.
+    warm_up: decisions with random actions (each environment) where no rollouts start the replay.
+    minutes: stop earlier after so much wall time.
+    """
+
+    env_steps: int = 250_000
+    updates: int = 12
+    batch_size: int = 256
+    replay_capacity: int = 200_000
+    reward_clip: tuple[float, float] = (-5.0, 20.0)
+    reward_scale: float = 0.1
+    warm_up: int = 100
+    minutes: float | None = None
+    observation: ObservationConfig = field(default_factory=ObservationConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    seed: int = 0
+    device: str = "auto"
+
+
+def train_agent(
+    env: VectorEnv,
+    config: LearningConfig,
+    folder: str | Path,
+    *,
+    codec_sha256: str,
+    action_repeat: int = 1,
+    rollouts: LatentStore | None = None,
+) -> Agent:
+    """Learns to act in ``env`` by SAC and saves the agent into ``folder``; resumes what it began.
+
+    Args:
+        env: latent observations float32 [N, Z] (``LatentVectorObservation``), any autoreset mode;
+            each step costs at most ``action_repeat`` env steps an environment.
+        codec_sha256: of the codec behind ``env``; the agent refuses to play on another.
+        rollouts: encoded episodes of the same environment that the replay starts with.
+
+    Raises:
+        ValueError: an action space other than Box or Discrete, or no CUDA where asked for.
+    """
+    folder = Path(folder)
+    learner = Learner(env, config, rollouts)
+    vector_steps = config.env_steps // (env.num_envs * action_repeat)
+    steps = max(1, vector_steps * config.updates)
+    every = max(1, min(1000, steps // 20))
+    seconds = None if config.minutes is None else config.minutes * 60
+    log = fit(
+        learner.sac.step,
+        learner.batches,
+        learner,
+        FitConfig(steps, log_every=every, checkpoint_every=10 * every, seconds=seconds),
+        folder,
+        name="agent",
+        observe=learner.observe,
+    )
+    spec = AgentSpec(
+        observation=config.observation,
+        latent_size=learner.latent_size,
+        codec_sha256=codec_sha256,
+        action_space=env.single_action_space,
+        action_repeat=action_repeat,
+        hidden=config.sac.hidden,
+    )
+    agent = Agent(spec)
+    agent.actor.load_state_dict(learner.sac.actor.state_dict())
+    agent.save(folder, {**asdict(config), **log[-1]})
+    return agent
+
+
+class Learner:
+    """SAC, its replay, and the play that fills it: all that training changes."""
+
+    def __init__(self, env: VectorEnv, config: LearningConfig, rollouts: LatentStore | None = None):
+        self.env, self.config = env, config
+        self.space: gymnasium.Space = env.single_action_space
+        assert env.single_observation_space.shape is not None
+        self.latent_size = env.single_observation_space.shape[0]
+        self.device = pick_device(config.device)
+        size, actions = observation_size(config.observation, self.latent_size, self.space), action_size(self.space)
+        self.sac = SAC(size, actions, isinstance(self.space, Discrete), config.sac, config.seed, self.device)
+        self.replay = Replay(config.replay_capacity, size, actions, self.device)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.env_steps = 0
+        self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=30)
+        self.warm_up = config.warm_up if rollouts is None else 0
+        for i in range(0 if rollouts is None else len(rollouts)):
+            self._remember_episode(rollouts, i)  # type: ignore[arg-type]
+
+    def batches(self, start: int) -> Iterator[TransitionBatch]:
+        """Plays one step in all environments, yields ``updates`` batches, and so on."""
+        policy = _Explorer(self)
+        running = np.zeros(self.env.num_envs)
+        seeds = count(10_000 * (1 + self.config.seed) + self.episodes)  # below 1,000,000: training
+        for step in interact(self.env, policy, seeds):
+            kept = step.recorded
+            self.env_steps += int(step.env_steps[kept].sum())
+            running[step.started] = 0
+            running[kept] += step.rewards_tp1[kept]
+            ended = step.done & kept
+            self.episodes += int(ended.sum())
+            self.returns.extend(running[ended].tolist())
+            self._remember(
+                policy.observations_t[kept],
+                policy.actions_t[kept],
+                step.rewards_tp1[kept],
+                step.terminated[kept],
+                policy.stack.peek(step.observations_tp1)[kept],
+            )
+            if self.warm_up > 0:
+                self.warm_up -= 1
+                continue
+            for _ in range(self.config.updates):
+                yield self.replay.sample(self.config.batch_size, self.generator)
+
+    def observe(self) -> Metrics:
+        """Env steps and episodes so far, and the mean return of the last 30 (while exploring)."""
+        played: Metrics = {"env_steps": self.env_steps, "episodes": self.episodes}
+        return {**played, "return": float(np.mean(self.returns))} if self.returns else played
+
+    def _remember_episode(self, rollouts: LatentStore, i: int) -> None:
+        episode = rollouts[i]
+        seen = observations_of(episode, self.config.observation, self.space)
+        terminated = np.zeros(len(episode.rewards), bool)
+        terminated[-1] = episode.terminated
+        kept = episode.visible[1:] | terminated  # a blanked successor says nothing, but an end does
+        actions = as_vector(episode.actions, self.space)
+        self._remember(seen[:-1][kept], actions[kept], episode.rewards[kept], terminated[kept], seen[1:][kept])
+
+    def _remember(
+        self,
+        observations_t: NDArray[np.float32],
+        actions_t: NDArray[np.float32],
+        rewards_tp1: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        observations_tp1: NDArray[np.float32],
+    ) -> None:
+        rewards = np.clip(rewards_tp1, *self.config.reward_clip) * self.config.reward_scale
+        self.replay.add(observations_t, actions_t, rewards, terminated, observations_tp1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "sac": self.sac.state_dict(),
+            "replay": self.replay.state_dict(),
+            "generator": self.generator.get_state(),
+            "env_steps": self.env_steps,
+            "episodes": self.episodes,
+            "returns": list(self.returns),
+            "warm_up": self.warm_up,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sac.load_state_dict(state["sac"])
+        self.replay.load_state_dict(state["replay"])
+        self.generator.set_state(state["generator"])
+        self.returns.extend(state["returns"])
+        for name in ("env_steps", "episodes", "warm_up"):
+            setattr(self, name, state[name])
+
+
+class _Explorer:
+    """The learner at play: samples its own actions, random ones during the warm-up."""
+
+    def __init__(self, learner: Learner):
+        env, space = learner.env, learner.space
+        self._learner = learner
+        self._random = np.random.default_rng((learner.config.seed, learner.env_steps))
+        self.stack = LatentStack(learner.config.observation, env.num_envs, learner.latent_size, action_size(space))
+        self.observations_t = np.empty(0, np.float32)
+        self.actions_t = np.empty(0, np.float32)
+
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        self.stack.reset(mask)
+
+    def act(self, observations: NDArray[np.float32]) -> NDArray[Any]:
+        self.observations_t = self.stack.push(observations)
+        space = self._learner.space
+        if self._learner.warm_up > 0:
+            self.actions_t = self._random_actions(space)
+        else:
+            vectors = self._learner.sac.act(torch.from_numpy(self.observations_t), explore=True)
+            self.actions_t = vectors.cpu().numpy()
+        self.stack.acted(self.actions_t)
+        return from_vector(self.actions_t, space)
+
+    def _random_actions(self, space: gymnasium.Space) -> NDArray[np.float32]:
+        n = len(self.observations_t)
+        if isinstance(space, Discrete):
+            return np.eye(int(space.n), dtype=np.float32)[self._random.integers(space.n, size=n)]
+        return self._random.uniform(-1, 1, (n, action_size(space))).astype(np.float32)

@@ -1,0 +1,168 @@
+"""A run's folder -> one ``report.html`` that opens offline, and the score table in words."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from worldvae.checkpoint import read_json, write_atomically
+
+# (who, return, env steps or '', source): CarRacing-v0 is an older version of the same task.
+PUBLISHED = [
+    ("World Models, z + h", "906 ± 21", "about 1.8 billion", "Ha & Schmidhuber 2018, published on v0"),
+    ("World Models, z only", "632 ± 251", "", "Ha & Schmidhuber 2018, published on v0"),
+    ("PPO-LSTM on pixels", "862.5 ± 97.3", "4,000,000", "stable-baselines3 zoo"),
+    ("DQN", "343 ± 18", "", "cited in Ha & Schmidhuber 2018, v0"),
+]
+PICTURES = {
+    "reconstructions": "Held-out frames above their reconstructions",
+    "traversals": "Each row moves one latent from -3 to 3, those with the largest KL first",
+    "interpolations": "Decoded points on the line between two frames' codes",
+    "prior_samples": "Frames decoded from draws of the prior",
+}
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    "table{border-collapse:collapse}td,th{padding:.2rem .8rem;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}pre{background:#f5f5f5;padding:1rem;overflow:auto}"
+)
+
+
+def write_report(run: Path) -> str:
+    """Writes ``run``/report.html from what the stages left there; returns the score table as text.
+
+    Raises CheckpointError where a stage's record is missing, ImportError without matplotlib.
+    """
+    evaluation, random = read_json(run / "evaluation.json"), read_json(run / "random.json")
+    log = _log(run / "agent")
+    sections = [
+        ("Scores", _table(("who", "return", "env steps", "source"), score_rows(evaluation, random))),
+        ("Cost", _table(("", "env steps", "wall seconds"), _cost_rows(evaluation))),
+        ("Learning", _image(_curves(log, evaluation, random), "png") + "<p>Returns while exploring (mean of 30).</p>"),
+        ("Film", _film(run / "pictures")),
+        *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
+        ("The codec", _table(("", ""), _codec_rows(evaluation))),
+        ("Bytes per frame", _table(("stored as", "bytes", "PSNR dB"), _size_rows(run / "latents" / "sizes.json"))),
+        ("To reproduce", _commands(run, evaluation)),
+        ("Config", _pre(json.dumps(read_json(run / "config.json"), indent=1))),
+    ]
+    body = "".join(f"<h2>{html.escape(title)}</h2>{content}" for title, content in sections)
+    title = f"worldvae: {evaluation['env']}, training seed {evaluation['train_seed']}"
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>"
+    write_atomically(run / "report.html", f"{head}<h1>{title}</h1>{body}</html>".encode())
+    return score_text(evaluation, random) + f"\nreport: {(run / 'report.html').resolve()}"
+
+
+def score_rows(evaluation: dict[str, Any], random: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """This run's agent, the random policy on the same episodes, and (CarRacing) published scores."""
+    count = len(evaluation["returns"])
+    source = f"measured, {count} episodes of {evaluation['env_version']}"
+    rows = [
+        ("this run", _spread(evaluation), f"{evaluation['env_steps_total']:,}", source),
+        ("random policy, same episodes", _spread(random), "0", source),
+    ]
+    return rows + (PUBLISHED if evaluation["env"].startswith("CarRacing") else [])
+
+
+def score_text(evaluation: dict[str, Any], random: dict[str, Any]) -> str:
+    """The score table for a terminal."""
+    rows = [("who", "return", "env steps", "source"), *score_rows(evaluation, random)]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _spread(evaluation: dict[str, Any]) -> str:
+    low, high = evaluation["ci95"]
+    return f"{evaluation['mean']:.0f} ± {evaluation['sd']:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if "return" in entry]
+
+
+def _curves(log: list[dict[str, float]], evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
+    """Return against env steps and against minutes, as PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the report needs matplotlib: pip install 'worldvae[report]'") from error
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    collected, spent = evaluation["env_steps"]["collect"], evaluation["wall_seconds"]
+    before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
+    returns = [entry["return"] for entry in log]
+    left.plot([(entry["env_steps"] + collected) / 1000 for entry in log], returns)
+    right.plot([(entry["seconds"] + before) / 60 for entry in log], returns)
+    left.set(xlabel="thousand env steps, collecting included", ylabel="return")
+    right.set(xlabel="minutes, collecting and codec included")
+    for axes in (left, right):
+        axes.axhline(random["mean"], color="grey", linestyle=":", label="random policy")
+        axes.axhline(evaluation["mean"], color="tab:green", linestyle="--", label="test episodes")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    left.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110)
+    return buffer.getvalue()
+
+
+def _cost_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
+    steps, wall = evaluation["env_steps"], evaluation["wall_seconds"]
+    rows = [(name, f"{steps.get(name, 0):,}", f"{wall.get(name, 0):.0f}") for name in ("collect", "train", "evaluate")]
+    rows[-1] = ("evaluate", f"({sum(evaluation['lengths']):,})", rows[-1][2])
+    total = f"{wall['collect'] + wall['train']:.0f}"
+    return [
+        *rows,
+        ("until the trained agent", f"{evaluation['env_steps_total']:,}", total),
+        (evaluation["machine"], "", ""),
+    ]
+
+
+def _codec_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    vae = evaluation["config"]["vae"]
+    names = ("latent_size", "frames", "passes", "held_out_reconstruction", "held_out_kl", "psnr", "active_units")
+    return [(name.replace("_", " "), f"{vae[name]:.5g}") for name in names]
+
+
+def _size_rows(path: Path) -> list[tuple[str, str, str]]:
+    return [(name, f"{row['bytes']:.0f}", f"{float(row['psnr']):.1f}") for name, row in read_json(path).items()]
+
+
+def _commands(run: Path, evaluation: dict[str, Any]) -> str:
+    chosen = read_json(run / "run.json")
+    flags = f"--preset {chosen['preset']} --seed {chosen['seed']} --backend {chosen['backend']}"
+    return _pre(f"git checkout {evaluation['commit']}\nbash scripts/run.sh {flags} --out runs/again")
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    def row(cells: tuple[str, ...], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + row(head, "th") + "".join(row(cells, "td") for cells in rows) + "</table>"
+
+
+def _pre(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
+
+
+def _image(data: bytes, kind: str) -> str:
+    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+
+
+def _picture(path: Path) -> str:
+    return _image(path.read_bytes(), "png") if path.exists() else "<p>not made</p>"
+
+
+def _film(folder: Path) -> str:
+    """The WebM, a twentieth of the GIF's size."""
+    path = folder / "film.webm"
+    if not path.exists():
+        return "<p>not made</p>"
+    data = base64.b64encode(path.read_bytes()).decode()
+    return (
+        f'<video controls loop muted autoplay src="data:video/webm;base64,{data}"></video><p>real | reconstruction</p>'
+    )

@@ -1,0 +1,232 @@
+"""Soft actor-critic on vectors, for Box and Discrete actions.
+
+Haarnoja et al. 2018 (clipped double Q, tuned temperature), Christodoulou 2019 for discrete
+actions (exact expectations instead of samples), LayerNorm in every hidden layer. Knows nothing of
+pixels, codecs or environments: it learns from ``TransitionBatch`` alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agents.replay import TransitionBatch
+
+QFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Attributes:
+    discount: per decision (an action repeat is one decision).
+    target_entropy: nats per action: Box, -1 per dimension; Discrete, that share of log(choices).
+        None takes these defaults (for Discrete 0.3 of the maximum).
+    initial_alpha: first entropy temperature; tuned from then on.
+    tau: how far the target critics follow a step.
+    """
+
+    hidden: int = 256
+    discount: float = 0.98
+    learning_rate: float = 3e-4
+    target_entropy: float | None = None
+    initial_alpha: float = math.exp(-4)
+    tau: float = 0.005
+
+
+class Ensemble(nn.Module):
+    """E multilayer perceptrons as one batched one: [B, in] -> [E, B, out]."""
+
+    def __init__(self, members: int, size_in: int, hidden: int, size_out: int):
+        super().__init__()
+        sizes = (size_in, hidden, hidden, size_out)
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+        for n_in, n_out in itertools.pairwise(sizes):
+            bound = 1 / math.sqrt(n_in)  # torch.nn.Linear's own initialisation
+            self.weights.append(torch.empty(members, n_in, n_out).uniform_(-bound, bound))
+            self.biases.append(torch.empty(members, 1, n_out).uniform_(-bound, bound))
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.expand(len(self.weights[0]), *x.shape)
+        for weight, bias, norm in zip(self.weights, self.biases, self.norms, strict=False):
+            x = torch.relu(norm(torch.baddbmm(bias, x, weight)))
+        return torch.baddbmm(self.biases[-1], x, self.weights[-1])
+
+
+class GaussianActor(nn.Module):
+    """Tanh-squashed normal actions in [-1, 1]^A."""
+
+    def __init__(self, observation_size: int, action_size: int, hidden: int):
+        super().__init__()
+        self.net = _perceptron(observation_size, hidden, 2 * action_size)
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log sd before squashing, each [B, A]."""
+        mean, log_sd = self.net(observations).chunk(2, dim=-1)
+        return mean, -5 + 3.5 * (torch.tanh(log_sd) + 1)  # log sd in [-5, 2]
+
+    def act(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Actions [B, A]: a sample, or the mode where there is no generator."""
+        mean, log_sd = self(observations)
+        if generator is None:
+            return torch.tanh(mean)
+        return torch.tanh(mean + log_sd.exp() * _normal(mean, generator))
+
+    def soft_value(
+        self, observations: Tensor, q: QFunction, alpha: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """E[q - alpha log pi] by one reparametrised sample, and the entropy, each [B]."""
+        mean, log_sd = self(observations)
+        noise = _normal(mean, generator)
+        before = mean + log_sd.exp() * noise
+        log_normal = -0.5 * noise.square() - log_sd - 0.5 * math.log(2 * math.pi)
+        # log(1 - tanh(x)^2) without overflow
+        log_slope = 2 * (math.log(2) - before - nn.functional.softplus(-2 * before))
+        entropy = -(log_normal - log_slope).sum(-1)
+        return q(observations, torch.tanh(before)).squeeze(-1) + alpha * entropy, entropy
+
+
+class CategoricalActor(nn.Module):
+    """One of A choices, as one-hot vectors."""
+
+    def __init__(self, observation_size: int, action_size: int, hidden: int):
+        super().__init__()
+        self.net = _perceptron(observation_size, hidden, action_size)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Log-probabilities [B, A]."""
+        return torch.log_softmax(self.net(observations), dim=-1)
+
+    def act(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
+        log_p = self(observations)
+        if generator is None:
+            choice = log_p.argmax(-1)
+        else:
+            choice = torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(-1)
+        return nn.functional.one_hot(choice, log_p.shape[-1]).float()
+
+    def soft_value(
+        self, observations: Tensor, q: QFunction, alpha: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """As ``GaussianActor.soft_value``, but the exact expectation over the choices."""
+        log_p = self(observations)
+        p = log_p.exp()
+        entropy = -(p * log_p).sum(-1)
+        choices = q(observations, torch.empty(0))
+        return (p * choices).sum(-1) + alpha * entropy, entropy
+
+
+class SAC:
+    """Actor, critics, temperature and their optimisers: one ``step`` learns from one batch."""
+
+    def __init__(
+        self,
+        observation_size: int,
+        action_size: int,
+        discrete: bool,
+        config: SACConfig,
+        seed: int,
+        device: torch.device,
+    ):
+        self.config, self.discrete, self.device = config, discrete, device
+        torch.manual_seed(seed)
+        actor = CategoricalActor if discrete else GaussianActor
+        self.actor = actor(observation_size, action_size, config.hidden).to(device)
+        critic_in = observation_size if discrete else observation_size + action_size
+        critic_out = action_size if discrete else 1
+        self.critics = Ensemble(2, critic_in, config.hidden, critic_out).to(device)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = torch.tensor(math.log(config.initial_alpha), device=device, requires_grad=True)
+        default = 0.3 * math.log(action_size) if discrete else -float(action_size)
+        self.target_entropy = default if config.target_entropy is None else config.target_entropy
+        groups = (self.actor.parameters(), self.critics.parameters(), [self.log_alpha])
+        self.optimisers = [torch.optim.Adam(g, config.learning_rate, fused=True) for g in groups]
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor, explore: bool) -> Tensor:
+        """float32 [B, O] -> action vectors [B, A]; the most likely ones where not exploring."""
+        return self.actor.act(observations.to(self.device), self.generator if explore else None)
+
+    def step(self, batch: TransitionBatch) -> dict[str, Tensor]:
+        """Critics, then actor, then temperature, then targets; returns what to watch."""
+        actor_optimiser, critic_optimiser, alpha_optimiser = self.optimisers
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            value_tp1, _ = self.actor.soft_value(
+                batch.observations_tp1, self._smallest(self.target_critics), alpha, self.generator
+            )
+            target = batch.rewards_tp1 + self.config.discount * batch.continues * value_tp1
+        q = self._q_taken(batch)
+        critic_loss = (q - target).square().mean(1).sum()
+        _descend(critic_optimiser, critic_loss)
+
+        self.critics.requires_grad_(False)
+        value, entropy = self.actor.soft_value(
+            batch.observations_t, self._smallest(self.critics), alpha, self.generator
+        )
+        _descend(actor_optimiser, -value.mean())
+        self.critics.requires_grad_(True)
+
+        entropy = entropy.detach().mean()
+        _descend(alpha_optimiser, self.log_alpha * (entropy - self.target_entropy))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.target_critics.parameters()), list(self.critics.parameters()), self.config.tau
+            )
+        return {"critic_loss": critic_loss.detach(), "q": q.detach().mean(), "entropy": entropy, "alpha": alpha}
+
+    def _smallest(self, critics: Ensemble) -> QFunction:
+        if self.discrete:
+            return lambda observations, _: critics(observations).amin(0)
+        return lambda observations, actions: critics(torch.cat([observations, actions], -1)).amin(0)
+
+    def _q_taken(self, batch: TransitionBatch) -> Tensor:
+        """[E, B]"""
+        if self.discrete:
+            return (self.critics(batch.observations_t) * batch.actions_t).sum(-1)
+        return self.critics(torch.cat([batch.observations_t, batch.actions_t], -1)).squeeze(-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "log_alpha": self.log_alpha.detach(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part in ("actor", "critics", "target_critics"):
+            getattr(self, part).load_state_dict(state[part])
+        with torch.no_grad():
+            self.log_alpha.copy_(state["log_alpha"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.generator.set_state(state["generator"])
+
+
+def _perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in in (size_in, hidden):
+        layers += [nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, size_out))
+
+
+def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device)
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    optimiser.step()

@@ -1,0 +1,1 @@
+"""Command lines, one for each stage of the pipeline: ``python -m scripts.<stage> --help``."""

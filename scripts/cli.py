@@ -1,0 +1,44 @@
+"""What every command line here shares: arguments from a function, errors as one sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+Flat = Annotated[Config, tyro.conf.arg(name="")]
+"""A dataclass whose fields are flags of their own."""
+Run = Annotated[Path, tyro.conf.Positional]
+"""The run's folder, the first word on the command line."""
+
+
+def run(main: Callable[..., Any]) -> None:
+    """Calls ``main`` with its arguments from the command line (tyro).
+
+    A mistake of the user's or the machine's ends with one sentence and exit code 1, Ctrl-C with
+    130. WORLDVAE_DEBUG=1 shows the traceback instead.
+    """
+    try:
+        tyro.cli(main, description=main.__doc__)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError) as error:
+        if os.environ.get("WORLDVAE_DEBUG"):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        sys.exit(f"error: {text or type(error).__name__}")
+
+
+def table(rows: list[tuple[Any, ...]]) -> str:
+    """Rows of values as aligned columns: the first to the left, the others to the right."""
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    )

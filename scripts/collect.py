@@ -1,0 +1,119 @@
+"""Stage 1: play an environment and store its episodes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from agents.agent import Agent, PixelAgent
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.environments import Backend, make_vector_env
+from worldvae.frames import FrameSpec
+from worldvae.measures.images import diversity
+from worldvae.policies import BehaviourPolicy, CorrelatedConfig, random_policy
+from worldvae.record import record
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Attributes:
+    env: any Gymnasium id with image observations, or that renders rgb_array.
+    policy: who acts; ``agent`` is the one saved in the run folder ``agent_run``.
+    first_seed: episodes are listed under first_seed, first_seed + 1, ...
+    """
+
+    env: str = "CarRacing-v3"
+    episodes: int = 64
+    backend: Backend = "auto"
+    num_envs: int = 16
+    action_repeat: int = 1
+    max_episode_steps: int | None = None
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    frame: FrameSpec = field(default_factory=FrameSpec)
+    policy: Literal["uniform", "correlated", "agent"] = "correlated"
+    correlated: CorrelatedConfig = field(default_factory=CorrelatedConfig)
+    agent_run: Path | None = None
+    first_seed: int = 0
+
+
+def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
+    """Records the listed episodes that ``run`` does not hold yet, and prints a summary."""
+    env = make_vector_env(
+        config.env,
+        config.num_envs,
+        backend=config.backend,
+        seed=config.first_seed,
+        action_repeat=config.action_repeat,
+        max_episode_steps=config.max_episode_steps,
+        key=config.frame.key,
+        env_kwargs=config.env_kwargs,
+    )
+    try:
+        store = RolloutStore.create(
+            run.rollouts,
+            env_id=config.env,
+            frame_spec=config.frame,
+            action_space=env.single_action_space,
+            action_repeat=config.action_repeat,
+            env_kwargs=config.env_kwargs,
+        )
+        listed = range(config.first_seed, config.first_seed + config.episodes)
+        missing = sorted(set(listed) - store.seeds)
+        policy = _policy(config, env.single_action_space, env.num_envs)
+        begin, steps_before = time.monotonic(), store.env_steps
+        episodes = record(env, policy, config.frame, missing, config.policy)
+        for episode in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):
+            store.append(episode)
+        seconds = time.monotonic() - begin
+        print(summary(store, [i for i in range(len(store)) if store.header(i)["seed"] in listed]))
+        print(f"{(store.env_steps - steps_before) / seconds:.0f} env steps/s")
+        return store
+    finally:
+        env.close()
+
+
+def summary(store: RolloutStore, episodes: list[int]) -> str:
+    """Episodes, lengths, returns and frame diversity in words, with warnings where needed."""
+    headers = [store.header(i) for i in episodes]
+    returns = [float(store.episodes.read(store.indices[i], ("rewards",))[0]["rewards"].sum()) for i in episodes]
+    lengths = [header["env_steps"] for header in headers]
+    varied = diversity(np.concatenate([store.visible_frames(i)[::4] for i in episodes[:64]]))
+    lines = [
+        f"{len(episodes)} episodes, {sum(lengths)} env steps, length {np.mean(lengths):.0f} "
+        f"({min(lengths)}..{max(lengths)}), return {np.mean(returns):.1f} ± {np.std(returns):.1f}",
+        f"frames: pixels vary by {varied.pixel_sd:.1f} grey levels (healthy: above 5), "
+        f"{varied.distinct:.0%} distinct (healthy: above 50%)",
+    ]
+    if varied.constant:
+        lines.append(f"warning: {varied.constant} sampled frames show one single colour, {varied.black} of them black")
+    if varied.pixel_sd < 5 or varied.distinct < 0.5:
+        lines.append("warning: the frames hardly differ; try --policy correlated, or more episodes")
+    return "\n".join(lines)
+
+
+def _policy(config: CollectConfig, space: Any, num_envs: int) -> BehaviourPolicy:
+    if config.policy != "agent":
+        return random_policy(config.policy, space, num_envs, config.first_seed, config.correlated)
+    if config.agent_run is None:
+        raise ValueError("--policy agent needs --agent-run, the folder of the run that trained it")
+    source = RunFolder(config.agent_run)
+    return PixelAgent(Agent.load(source.agent), FrameVAE.load(source.vae), num_envs)
+
+
+def main(run: cli.Run, config: cli.Flat[CollectConfig] = CollectConfig()) -> None:
+    """Play an environment and store its episodes in RUN/rollouts; goes on where it was cut off."""
+    folder = RunFolder(run)
+    with folder.stage("collect"):
+        collect(folder, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,37 @@
+"""Stage 3: encode the recorded frames once, and say what that saves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.checkpoint import write_json
+from worldvae.latents import LatentStore, Precision, bytes_per_frame, encode, round_trip_mse
+from worldvae.measures.images import image_format_sizes, psnr
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+
+
+def encode_rollouts(run: RunFolder, precision: Precision = "float32") -> LatentStore:
+    """Encodes ``run``'s rollouts, prints bytes per frame and PSNR beside image formats'."""
+    store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
+    latents = encode(store, vae, run.latents, precision)
+    frames = np.concatenate([store.visible_frames(i)[::16] for i in range(len(store))])[:512]
+    sizes = {f"latents {precision}": (bytes_per_frame(latents), psnr(round_trip_mse(store, latents, vae)))}
+    sizes |= image_format_sizes(frames)
+    sizes["raw uint8"] = (float(frames[0].nbytes), float("inf"))
+    write_json(run.latents / "sizes.json", {name: {"bytes": b, "psnr": str(p)} for name, (b, p) in sizes.items()})
+    print(cli.table([("stored as", "bytes per frame", "PSNR dB"), *((n, b, p) for n, (b, p) in sizes.items())]))
+    return latents
+
+
+def main(run: cli.Run, precision: Precision = "float32") -> None:
+    """Encode RUN/rollouts by RUN/vae into RUN/latents; goes on where it was cut off."""
+    folder = RunFolder(run)
+    with folder.stage("encode"):
+        encode_rollouts(folder, precision)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,118 @@
+"""Stage 5: the agent's score on unseen episodes of the official environment, and a film."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from agents.agent import Agent, PixelAgent
+from agents.evaluation import TEST_SEEDS, Scores, commit, env_version, evaluate, machine
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.checkpoint import read_json, write_json
+from worldvae.environments import make_vector_env
+from worldvae.pictures import real_and_reconstructed, save_film
+from worldvae.policies import UniformPolicy
+from worldvae.record import record
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Attributes:
+    policy: the run's agent, or uniformly random actions (each played as long as the agent's).
+    first_seed: episodes are played on first_seed, first_seed + 1, ...; test seeds start at 2,000,000.
+    workers: environments stepped in parallel processes.
+    film: record the first seed as WebM and GIF: real | reconstruction.
+    """
+
+    policy: Literal["agent", "random"] = "agent"
+    episodes: int = 100
+    first_seed: int = TEST_SEEDS
+    workers: int = 4
+    max_episode_steps: int | None = None
+    film: bool = True
+
+
+def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
+    """Plays the listed seeds, writes and returns ``evaluation.json`` (``random.json``)."""
+    manifest = RolloutStore(run.rollouts).manifest
+    seeds = range(config.first_seed, config.first_seed + config.episodes)
+    setting = {"action_repeat": manifest["action_repeat"], "max_episode_steps": config.max_episode_steps}
+    key = manifest["frame_spec"]["key"]
+    make_policy: Any
+    if config.policy == "random":
+        make_policy = _random_policy
+    else:
+        make_policy = partial(_agent_policy, Agent.load(run.agent), FrameVAE.load(run.vae))
+    scores = evaluate(
+        manifest["env_id"], make_policy, seeds, workers=config.workers, key=key, name=config.policy, **setting
+    )
+    report = as_report(run, config, scores)
+    write_json(run.path / ("evaluation.json" if config.policy == "agent" else "random.json"), report)
+    low, high = scores.ci95
+    print(
+        f"{config.policy}: {scores.mean:.1f} ± {scores.sd:.1f} over {len(seeds)} episodes, 95% [{low:.1f}, {high:.1f}]"
+    )
+    if config.policy == "agent" and config.film:
+        film(run, make_policy, config.first_seed, setting)
+    return report
+
+
+def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[str, Any]:
+    """The contents of ``evaluation.json``: score, cost, and all it takes to judge them."""
+    store = RolloutStore(run.rollouts)
+    report = {
+        "env": store.manifest["env_id"],
+        "env_version": env_version(store.manifest["env_id"]),
+        "policy": config.policy,
+        **scores.as_json(),
+        "action_repeat": store.manifest["action_repeat"],
+        "wall_seconds": {"evaluate": scores.wall_seconds},
+        "commit": commit(),
+        "machine": machine(),
+    }
+    if config.policy == "random":
+        return report
+    vae, agent = read_json(run.vae / "config.json"), read_json(run.agent / "config.json")
+    learned = agent["training"]
+    steps = {"collect": store.env_steps, "train": int(learned["env_steps"]), "select": 0}
+    wall = {"collect": run.seconds("collect"), "train": run.seconds("train_vae", "encode", "train_agent")}
+    return report | {
+        "train_seed": learned["seed"],
+        "env_steps": steps,
+        "env_steps_total": sum(steps.values()),
+        "wall_seconds": {**wall, **report["wall_seconds"]},
+        "latent": {"z": agent["config"]["latent_size"], "kl_nats": vae["training"]["held_out_kl"]},
+        "config": {"vae": vae["training"], "agent": learned},
+    }
+
+
+def film(run: RunFolder, make_policy: Any, seed: int, setting: dict[str, Any]) -> None:
+    """Records one episode: real | reconstruction, in the codec's frames."""
+    manifest, vae = RolloutStore(run.rollouts).manifest, FrameVAE.load(run.vae)
+    env = make_vector_env(manifest["env_id"], 1, backend="sync", key=vae.config.frame.key, **setting)
+    episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
+    env.close()
+    images = real_and_reconstructed(vae, episode.frames[:250])
+    for path in save_film(run.pictures / "film", images, fps=50 / manifest["action_repeat"]):
+        print(path)
+
+
+def _agent_policy(agent: Agent, vae: FrameVAE, env: Any) -> PixelAgent:
+    return PixelAgent(agent, vae, env.num_envs)
+
+
+def _random_policy(env: Any) -> UniformPolicy:
+    return UniformPolicy(env.single_action_space, env.num_envs, seed=0)
+
+
+def main(run: cli.Run, config: cli.Flat[EvaluateConfig] = EvaluateConfig()) -> None:
+    """Score RUN's agent (or the random policy) on test seeds into RUN/evaluation.json."""
+    score(RunFolder(run), config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,135 @@
+"""All stages in a row: from no frames at all to a scored agent and a report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.learning import LearningConfig
+from agents.report import write_report
+from scripts import cli
+from scripts.collect import CollectConfig, collect
+from scripts.encode import encode_rollouts
+from scripts.evaluate import EvaluateConfig, score
+from scripts.run_folder import RunFolder
+from scripts.train_agent import AgentConfig
+from scripts.train_agent import train as train_agent
+from scripts.train_vae import train as train_vae
+from worldvae.checkpoint import CheckpointError, read_json, write_json
+from worldvae.environments import Backend
+from worldvae.frames import FrameSpec
+from worldvae.objective import ObjectiveConfig
+from worldvae.policies import CorrelatedConfig
+from worldvae.training import VAETrainingConfig
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """Every stage's settings. ``official`` are the episodes collected in Gymnasium itself, so that
+    the codec has seen the frames it is judged on; ``collect`` may take a faster backend."""
+
+    collect: CollectConfig
+    official: CollectConfig
+    vae: VAETrainingConfig
+    agent: AgentConfig
+    evaluate: EvaluateConfig
+
+
+DRIVING = CollectConfig(
+    env="CarRacing-v3",
+    episodes=64,
+    action_repeat=4,
+    max_episode_steps=400,
+    frame=FrameSpec(crop=(0, 12, 0, 0)),  # the dashboard
+    correlated=CorrelatedConfig(correlation=5, mean=(0, 0.3, -0.3), sd=(0.4, 0.3, 0.3)),  # mostly gas
+)
+QUICK = PipelineConfig(
+    collect=DRIVING,
+    official=replace(DRIVING, episodes=8, backend="async", num_envs=4, first_seed=500),
+    vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10),
+    agent=AgentConfig(learning=LearningConfig(env_steps=260_000, updates=12, minutes=11)),
+    evaluate=EvaluateConfig(episodes=20),
+)
+TINY = replace(
+    QUICK,
+    collect=replace(DRIVING, episodes=4, num_envs=2, max_episode_steps=80),
+    official=replace(QUICK.official, episodes=1, num_envs=1, max_episode_steps=80),
+    vae=replace(QUICK.vae, passes=20, batch_size=32),
+    agent=AgentConfig(num_envs=4, learning=LearningConfig(env_steps=1600, updates=2)),
+    evaluate=EvaluateConfig(episodes=2, workers=2, max_episode_steps=200),
+)
+PRESETS = {"quick": QUICK, "tiny": TINY}
+
+
+def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineConfig:
+    """The same pipeline on another training seed: its own episodes, weights and noise.
+
+    Raises ValueError where its episodes would leave the training seeds (below 1,000,000).
+    """
+    if not 0 <= seed < 90:
+        raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {seed}")
+    first = 10_000 * seed
+    learning = replace(config.agent.learning, seed=seed)
+    return replace(
+        config,
+        collect=replace(config.collect, first_seed=first, backend=backend),
+        official=replace(config.official, first_seed=first + config.official.first_seed),
+        vae=replace(config.vae, seed=seed),
+        agent=replace(config.agent, learning=learning, backend=backend),
+    )
+
+
+def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
+    """Runs the stages that ``run`` has not done yet; returns the score table."""
+    stages = {
+        "collect": lambda: (collect(run, config.collect), collect(run, config.official)),
+        "train_vae": lambda: train_vae(run, config.vae),
+        "encode": lambda: encode_rollouts(run),
+        "train_agent": lambda: train_agent(run, config.agent),
+        "evaluate_random": lambda: score(run, replace(config.evaluate, policy="random")),
+        "evaluate": lambda: score(run, config.evaluate),
+    }
+    for name, work in stages.items():
+        if run.is_done(name):
+            print(f"{name}: done before")
+            continue
+        print(f"\n== {name}")
+        with run.stage(name):
+            work()
+    return write_report(run.path)
+
+
+def main(
+    preset: Literal["quick", "tiny"] = "quick",
+    out: Path | None = None,
+    seed: int = 0,
+    backend: Backend = "auto",
+    resume: bool = False,
+) -> None:
+    """Collect, train the frame VAE, encode, train the agent, evaluate and report.
+
+    Args:
+        preset: quick trains to drive in minutes; tiny only shows that everything runs.
+        out: the run's folder, runs/PRESET by default; stages done there are not done again.
+        seed: training seed.
+        backend: who steps the training environments: auto takes EnvPool where installed.
+        resume: take preset, seed and backend from the run in OUT.
+    """
+    run = RunFolder(out or Path("runs") / preset)
+    saved = run.path / "run.json"
+    chosen: dict[str, Any] = {"preset": preset, "seed": seed, "backend": backend}
+    if resume:
+        chosen = read_json(saved)
+    elif saved.exists() and read_json(saved) != chosen:
+        raise CheckpointError(f"{run.path} holds another run ({read_json(saved)}): choose another --out, or --resume")
+    config = with_seed(PRESETS[chosen["preset"]], chosen["seed"], chosen["backend"])
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_json(saved, chosen)
+    write_json(run.path / "config.json", json.loads(json.dumps(asdict(config), default=str)))
+    print(run_pipeline(run, config))
+
+
+if __name__ == "__main__":
+    cli.run(main)

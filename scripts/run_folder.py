@@ -1,0 +1,48 @@
+"""A run's folder: where each stage finds the one before, and what each has cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from worldvae.checkpoint import read_json, write_json
+
+
+class RunFolder:
+    """``rollouts/ vae/ latents/ agent/ pictures/`` and ``stages.json`` with their wall seconds."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.rollouts = self.path / "rollouts"
+        self.vae = self.path / "vae"
+        self.latents = self.path / "latents"
+        self.agent = self.path / "agent"
+        self.pictures = self.path / "pictures"
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """Stage name -> {"seconds", "done"}."""
+        file = self.path / "stages.json"
+        return read_json(file) if file.exists() else {}
+
+    def seconds(self, *stages: str) -> float:
+        """Wall seconds that these stages took, over all sittings."""
+        return sum(self.stages.get(stage, {}).get("seconds", 0.0) for stage in stages)
+
+    def is_done(self, stage: str) -> bool:
+        return bool(self.stages.get(stage, {}).get("done", False))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times a stage, over interruptions too, and marks it done when it ends well."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        before, begin, done = self.seconds(name), time.monotonic(), False
+        try:
+            yield
+            done = True
+        finally:
+            entry = {"seconds": before + time.monotonic() - begin, "done": done}
+            write_json(self.path / "stages.json", {**self.stages, name: entry})

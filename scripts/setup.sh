@@ -1,0 +1,26 @@
+# Sourced by run.sh and test.sh: makes .venv with pinned packages, once. Usage: set_up EXTRAS
+# PYTHON names the interpreter (default python3).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+set_up() {
+    local extras=$1 python=${PYTHON:-python3} stamp
+    stamp=".venv/set-up-$extras-$(cat pyproject.toml scripts/constraints.txt | cksum | tr -d ' \n')"
+    if [ -e "$stamp" ]; then return; fi
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "error: worldvae needs Python >= 3.11; name one by PYTHON=/path/to/python" >&2
+        exit 1
+    fi
+    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    .venv/bin/python -m pip install --quiet -c scripts/constraints.txt torch==2.13.0
+    .venv/bin/python -m pip install --quiet -c scripts/constraints.txt -e ".[$extras]"
+    touch "$stamp"
+}
+
+# EnvPool steps CarRacing many times faster, but has no wheels for some platforms.
+set_up_envpool() {
+    if [ -e .venv/tried-envpool ]; then return; fi
+    .venv/bin/python -m pip install --quiet -c scripts/constraints.txt envpool ||
+        echo "EnvPool cannot be installed here: going on with Gymnasium alone, slower"
+    touch .venv/tried-envpool
+}

@@ -1,0 +1,71 @@
+"""Stage 4: train an agent on latent observations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.agent import Agent
+from agents.learning import LearningConfig, train_agent
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.environments import Backend, CutWithoutReward, make_vector_env
+from worldvae.latents import LatentStore
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+from worldvae.wrappers import LatentVectorObservation
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Attributes:
+    patience: an episode is cut, as by a time limit, after so many env steps without a positive
+        reward (training only); None leaves episodes whole.
+    from_rollouts: the replay starts with the encoded rollouts.
+    """
+
+    backend: Backend = "auto"
+    num_envs: int = 16
+    patience: int | None = 120
+    from_rollouts: bool = True
+    learning: LearningConfig = field(default_factory=LearningConfig)
+
+
+def train(run: RunFolder, config: AgentConfig) -> Agent:
+    """Trains the agent in the rollouts' environment, seen through the run's codec."""
+    store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
+    latents = LatentStore(run.latents) if config.from_rollouts else None
+    if latents is not None:
+        latents.check_codec(vae)
+    env = make_vector_env(
+        store.manifest["env_id"],
+        config.num_envs,
+        backend=config.backend,
+        seed=10_000 * (1 + config.learning.seed),
+        action_repeat=store.manifest["action_repeat"],
+        key=store.frame_spec.key,
+        env_kwargs=store.manifest["env_kwargs"],
+    )
+    if config.patience is not None:
+        env = CutWithoutReward(env, config.patience)
+    try:
+        return train_agent(
+            LatentVectorObservation(env, vae),
+            config.learning,
+            run.agent,
+            codec_sha256=vae.sha256,
+            action_repeat=store.manifest["action_repeat"],
+            rollouts=latents,
+        )
+    finally:
+        env.close()
+
+
+def main(run: cli.Run, config: cli.Flat[AgentConfig] = AgentConfig()) -> None:
+    """Train an agent on RUN/vae's latents into RUN/agent; resumes from its last checkpoint."""
+    folder = RunFolder(run)
+    with folder.stage("train_agent"):
+        train(folder, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

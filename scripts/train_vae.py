@@ -1,0 +1,48 @@
+"""Stage 2: train the frame VAE on the recorded frames."""
+
+from __future__ import annotations
+
+import json
+
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.pictures import codec_pictures
+from worldvae.rollouts import RolloutStore, split_episodes
+from worldvae.training import VAETrainingConfig, train_vae
+from worldvae.vae import FrameVAE
+
+HEALTHY = "healthy: KL well above 1 nat, PSNR above 24 dB, held-out close to training; a negative loss is no bug"
+
+
+def train(run: RunFolder, config: VAETrainingConfig) -> FrameVAE:
+    """Trains the codec on ``run``'s rollouts, prints its numbers and writes its pictures."""
+    store = RolloutStore(run.rollouts)
+    vae = train_vae(store, config, run.vae)
+    print(summary(run, config))
+    _, held_out = split_episodes(len(store), config.held_out, config.seed)
+    for path in codec_pictures(vae, store.visible_frames(held_out[0]), run.pictures):
+        print(path)
+    return vae
+
+
+def summary(run: RunFolder, config: VAETrainingConfig) -> str:
+    """Training and held-out reconstruction and KL (nats per frame), PSNR and active units over time."""
+    entries = [json.loads(line) for line in (run.vae / "metrics.jsonl").read_text().splitlines()]
+    names = ("reconstruction", "kl", "held_out_reconstruction", "held_out_kl", "psnr", "active_units")
+    shown = entries[:: max(1, len(entries) // 6)]
+    shown += [] if shown[-1] is entries[-1] else [entries[-1]]
+    rows = [("step", *names), *((e["step"], *(e[name] for name in names)) for e in shown)]
+    last = entries[-1]
+    speed = last["step"] * config.batch_size / last["seconds"]
+    return f"{cli.table(rows)}\n{HEALTHY}\n{speed:.0f} frames/s, held-out measurements included"
+
+
+def main(run: cli.Run, config: cli.Flat[VAETrainingConfig] = VAETrainingConfig()) -> None:  # noqa: B008
+    """Train the frame VAE on RUN/rollouts; resumes, and writes RUN/vae and RUN/pictures."""
+    folder = RunFolder(run)
+    with folder.stage("train_vae"):
+        train(folder, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,169 @@
+"""Rollouts -> codes: the store's frames, encoded once and kept beside their actions and rewards.
+
+A ``LatentStore`` is tied to its codec by the codec's hash: codes of another are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, check_header, read_json, write_json
+from worldvae.rollouts import EpisodeFolder, RolloutStore
+from worldvae.vae import FrameVAE
+
+Precision = Literal["float32", "uint8"]
+
+
+@dataclass(frozen=True)
+class LatentEpisode:
+    """One encoded episode of T decisions.
+
+    Attributes:
+        mean, logvar: float32 [T+1, Z], the posterior of each frame.
+        actions: [T, A] or [T]
+        rewards: float32 [T]
+        visible: bool [T+1]; false where the frame was blanked and its code means nothing.
+        terminated, truncated: how the last transition ended.
+    """
+
+    mean: NDArray[np.float32]
+    logvar: NDArray[np.float32]
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    terminated: bool
+    truncated: bool
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.logvar) == len(self.visible) == len(self.rewards) + 1:
+            raise ValueError(f"T+1 codes and T rewards, not {len(self.mean)} and {len(self.rewards)}")
+
+
+class LatentStore:
+    """A folder of encoded episodes."""
+
+    KIND = "latents"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        manifest_path = self.path / "latents.json"
+        if not manifest_path.exists():
+            raise CheckpointError(f"no latents in {self.path}: there is no latents.json")
+        self.manifest = read_json(manifest_path)
+        check_header(self.manifest, self.KIND, manifest_path)
+        self.episodes = EpisodeFolder(self.path)
+        self.indices = self.episodes.indices()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[LatentEpisode]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> LatentEpisode:
+        """The i-th episode, verified and back in float32. Raises DamagedEpisode."""
+        tensors, header = self.episodes.read(self.indices[i])
+        return LatentEpisode(
+            mean=restore(tensors, "mean"),
+            logvar=restore(tensors, "logvar"),
+            actions=tensors["actions"],
+            rewards=tensors["rewards"],
+            visible=tensors["visible"],
+            terminated=header["terminated"],
+            truncated=header["truncated"],
+        )
+
+    def check_codec(self, vae: FrameVAE) -> None:
+        """Raises CheckpointError where these are another codec's codes."""
+        if self.manifest["codec_sha256"] != vae.sha256:
+            raise CheckpointError(
+                f"{self.path} was encoded by codec {self.manifest['codec_sha256'][:12]}, this one is "
+                f"{vae.sha256[:12] or 'unsaved'}: encode the rollouts again"
+            )
+
+
+def encode(rollouts: RolloutStore, vae: FrameVAE, path: str | Path, precision: Precision = "float32") -> LatentStore:
+    """Encodes every episode that is not encoded yet.
+
+    Args:
+        vae: a saved codec (its hash goes into the manifest).
+        precision: ``uint8`` keeps 256 levels per latent and episode, with their scale.
+
+    Raises:
+        CheckpointError: the folder holds another codec's latents, or the codec was never saved.
+    """
+    if not vae.sha256:
+        raise CheckpointError("save the codec before encoding: latents are tied to its hash")
+    path = Path(path)
+    if (path / "latents.json").exists():
+        store = LatentStore(path)
+        store.check_codec(vae)
+        if store.manifest["precision"] != precision:
+            raise CheckpointError(f"{path} holds latents in {store.manifest['precision']}, not {precision}")
+    else:
+        path.mkdir(parents=True, exist_ok=True)
+        header = {"format_version": FORMAT_VERSION, "kind": LatentStore.KIND}
+        codec = {"codec_sha256": vae.sha256, "latent_size": vae.latent_size, "precision": precision}
+        write_json(path / "latents.json", {**header, **codec})
+        store = LatentStore(path)
+    done = set(store.indices)
+    for i, index in enumerate(tqdm(rollouts.indices, desc="encode", unit="episode")):
+        if index in done:
+            continue
+        episode = rollouts[i]
+        posterior = vae.encode(episode.frames)
+        codes = {
+            **quantise("mean", posterior.mean.cpu().numpy(), precision),
+            **quantise("logvar", posterior.logvar.cpu().numpy(), precision),
+        }
+        kept = {"actions": episode.actions, "rewards": episode.rewards, "visible": episode.visible}
+        ends = {"terminated": episode.terminated, "truncated": episode.truncated}
+        store.episodes.write(index, {**codes, **kept}, {**ends, "seed": episode.seed, "length": len(episode)})
+    return LatentStore(path)
+
+
+def quantise(name: str, values: NDArray[np.float32], precision: Precision) -> dict[str, NDArray[Any]]:
+    """float32 [T, Z] -> what is stored: itself, or uint8 levels with offset and step per latent."""
+    if precision == "float32":
+        return {name: values.astype(np.float32)}
+    low, high = values.min(0), values.max(0)
+    step = np.maximum((high - low) / 255, np.finfo(np.float32).tiny).astype(np.float32)
+    levels = np.rint((values - low) / step).clip(0, 255).astype(np.uint8)
+    return {name: levels, f"{name}_scale": np.stack([low, step]).astype(np.float32)}
+
+
+def restore(stored: dict[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
+    """float32 [T, Z] from what ``quantise`` made."""
+    if stored[name].dtype == np.float32:
+        return stored[name]
+    low, step = stored[f"{name}_scale"]
+    return (low + step * stored[name]).astype(np.float32)
+
+
+def round_trip_mse(rollouts: RolloutStore, latents: LatentStore, vae: FrameVAE) -> float:
+    """Mean squared error (pixels in [0, 1]) of frames decoded from the stored codes' means."""
+    total, count = 0.0, 0
+    for i in range(len(latents)):
+        tensors, _ = rollouts.episodes.read(latents.indices[i], ("frames",))
+        decoded = vae.decode(torch.from_numpy(latents[i].mean)).cpu().numpy()
+        error = decoded.astype(np.float32) - tensors["frames"]
+        total, count = total + float(np.square(error).sum()) / 255**2, count + error.size
+    return total / count
+
+
+def bytes_per_frame(latents: LatentStore) -> float:
+    """What one frame's posterior mean takes, its share of the scales included."""
+    total, frames = 0, 0
+    for index in latents.indices:
+        tensors, _ = latents.episodes.read(index, None)
+        total += sum(t.nbytes for name, t in tensors.items() if name.startswith("mean"))
+        frames += len(tensors["visible"])
+    return total / frames

@@ -1,0 +1,1 @@
+"""Numbers about frames and codes: pure functions, one module a question."""

@@ -1,0 +1,107 @@
+"""Pictures where people would rather look: grids, samples, interpolations, traversals, films."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from worldvae.checkpoint import CheckpointError, write_atomically
+from worldvae.frames import Frames
+from worldvae.vae import FrameVAE
+
+GAP = 2
+"""White pixels between the cells of a grid."""
+
+
+def grid(cells: Frames, scale: int = 2) -> Frames:
+    """uint8 [R, K, H, W, C] cells -> one RGB image uint8 [h, w, 3], each pixel ``scale`` wide."""
+    rows, columns, height, width, channels = cells.shape
+    if channels == 1:
+        cells = np.repeat(cells, 3, axis=-1)
+    cells = cells.repeat(scale, axis=2).repeat(scale, axis=3)
+    padded = np.pad(cells, ((0, 0), (0, 0), (GAP, 0), (GAP, 0), (0, 0)), constant_values=255)
+    tall, wide = height * scale + GAP, width * scale + GAP
+    image = padded.transpose(0, 2, 1, 3, 4).reshape(rows * tall, columns * wide, 3)
+    return np.pad(image, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+
+def save_png(path: Path, image: Frames) -> None:
+    """Writes an RGB image uint8 [h, w, 3]."""
+    _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    write_atomically(path, data.tobytes())
+
+
+def reconstructions(vae: FrameVAE, frames: Frames) -> Frames:
+    """Frames [K, H, W, C] above what the codec makes of them."""
+    return grid(np.stack([frames, vae.decode(vae.encode(frames).mean.cpu().numpy())]))
+
+
+def prior_samples(vae: FrameVAE, rows: int = 4, columns: int = 10, seed: int = 0) -> Frames:
+    """Frames decoded from draws of the unit Gaussian."""
+    return grid(vae.sample(rows * columns, seed).reshape(rows, columns, *vae.config.frame.shape))
+
+
+def interpolations(vae: FrameVAE, first: Frames, last: Frames, steps: int = 10) -> Frames:
+    """A row for each pair of frames [R, H, W, C]: decoded points on the line between their codes."""
+    a, b = (vae.encode(frames).mean.cpu().numpy()[:, None] for frames in (first, last))
+    along = np.linspace(0, 1, steps, dtype=np.float32)[None, :, None]
+    return grid(vae.decode(a + (b - a) * along))
+
+
+def traversals(vae: FrameVAE, frames: Frames, columns: int = 9, most: int = 12) -> Frames:
+    """How each latent changes one frame.
+
+    A row for each of the ``most`` latents with the largest mean KL over ``frames`` [B, H, W, C],
+    largest first: the middle frame's code with that latent moved from -3 to 3.
+    """
+    posterior = vae.encode(frames)
+    ranked = posterior.kl().mean(0).argsort(descending=True)[:most].cpu().numpy()
+    codes = posterior.mean[len(frames) // 2].cpu().numpy()[None, None].repeat(len(ranked), 0).repeat(columns, 1)
+    for row, latent in enumerate(ranked):
+        codes[row, :, latent] = np.linspace(-3, 3, columns)
+    return grid(vae.decode(codes))
+
+
+def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:
+    """Writes the four pictures above for some held-out frames [B >= 2, H, W, C]."""
+    folder.mkdir(parents=True, exist_ok=True)
+    spread = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
+    pictures = {
+        "reconstructions": reconstructions(vae, spread),
+        "prior_samples": prior_samples(vae),
+        "interpolations": interpolations(vae, spread[:4], spread[-4:]),
+        "traversals": traversals(vae, frames),
+    }
+    for name, image in pictures.items():
+        save_png(folder / f"{name}.png", image)
+    return [folder / f"{name}.png" for name in pictures]
+
+
+def real_and_reconstructed(vae: FrameVAE, frames: Frames, scale: int = 4) -> list[Frames]:
+    """Film frames, T times uint8 [h, w, 3]: each frame [T, H, W, C] beside its reconstruction."""
+    decoded = vae.decode(vae.encode(frames).mean.cpu().numpy())
+    return [grid(pair[None], scale) for pair in np.stack([frames, decoded], axis=1)]
+
+
+def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:
+    """Writes T images uint8 [h, w, 3] as ``path``.webm (VP9) and ``path``.gif.
+
+    Raises CheckpointError where this OpenCV cannot encode one of them.
+    """
+    height, width = (side - side % 2 for side in images[0].shape[:2])  # VP9 wants even sides
+    bgr = [cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR) for image in images]
+    webm, gif = path.with_suffix(".webm"), path.with_suffix(".gif")
+    video = cv2.VideoWriter(str(webm), cv2.VideoWriter.fourcc(*"VP90"), fps, (width, height))
+    if not video.isOpened():
+        raise CheckpointError(f"this OpenCV cannot write {webm}: pip install opencv-python-headless")
+    for image in bgr:
+        video.write(image)
+    video.release()
+    animation = cv2.Animation()
+    animation.frames, animation.durations = bgr, [round(1000 / fps)] * len(bgr)
+    if not cv2.imwriteanimation(str(gif), animation):
+        raise CheckpointError(f"this OpenCV cannot write {gif}: it needs version 4.12 or newer")
+    return [webm, gif]

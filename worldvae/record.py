@@ -1,0 +1,180 @@
+"""Stepping environments: the one loop that collecting, training agents and evaluating share.
+
+``interact`` plays a policy in a vector environment and yields whole transitions, whichever of
+Gymnasium's autoreset modes the environment has; ``record`` gathers them into episodes. Knows
+nothing of files or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from worldvae.frames import FrameSpec, to_frames
+from worldvae.policies import BehaviourPolicy
+from worldvae.rollouts import Episode
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """One step of N environments.
+
+    Attributes:
+        observations_t: [N, ..]
+        actions_t: [N, ..]
+        rewards_tp1: float64 [N]
+        terminated, truncated: bool [N]
+        observations_tp1: [N, ..] the true successors: at an end the last observation, not the
+            next episode's first.
+        started: bool [N]; observations_t is the first of its episode.
+        recorded: bool [N]; false for a transition that never happened (the dead step of NEXT_STEP
+            autoreset) or that nobody asked for (an environment left without a seed).
+        seeds: int [N], the seed each episode is listed under.
+        env_steps: int [N], emulator steps taken.
+    """
+
+    observations_t: NDArray[Any]
+    actions_t: NDArray[Any]
+    rewards_tp1: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    observations_tp1: NDArray[Any]
+    started: NDArray[np.bool_]
+    recorded: NDArray[np.bool_]
+    seeds: NDArray[np.int64]
+    env_steps: NDArray[np.int64]
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        return self.terminated | self.truncated
+
+
+def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | None = None) -> Iterator[Transitions]:
+    """Plays exactly the listed seeds, one ``reset(seed=...)`` each, and ends with the last episode.
+
+    Every seed is played to its end, so short episodes are not favoured. In the two modes where the
+    environment resets itself it also chooses its seeds after the first; they are then mere labels.
+    Without ``seeds`` it never ends.
+
+    Raises:
+        RuntimeError: an observation dictionary, or a vector environment without an autoreset mode.
+    """
+    mode = env.metadata.get("autoreset_mode")
+    if not isinstance(mode, AutoresetMode):
+        raise RuntimeError(f"{env} does not say its autoreset mode in metadata['autoreset_mode']")
+    queue = iter(count() if seeds is None else seeds)
+    n = env.num_envs
+    seed_of = np.zeros(n, np.int64)
+    recorded = np.zeros(n, bool)
+    started = np.ones(n, bool)
+    dead = np.zeros(n, bool)
+
+    def next_seeds(mask: NDArray[np.bool_]) -> None:
+        for i in np.flatnonzero(mask):
+            seed = next(queue, None)
+            recorded[i] = seed is not None
+            seed_of[i] = seed_of[i] if seed is None else seed
+
+    next_seeds(started)
+    observations_t, _ = env.reset(seed=seed_of.tolist())  # type: ignore[arg-type]
+    while recorded.any():
+        policy.reset(started)
+        actions_t = policy.act(observations_t)
+        following, rewards, terminated, truncated, info = env.step(actions_t)
+        terminated, truncated = np.asarray(terminated, bool) & ~dead, np.asarray(truncated, bool) & ~dead
+        done = terminated | truncated
+        yield Transitions(
+            observations_t=observations_t,
+            actions_t=actions_t,
+            rewards_tp1=np.asarray(rewards, np.float64),
+            terminated=terminated,
+            truncated=truncated,
+            observations_tp1=successors(following, done, info, mode),
+            started=started,
+            recorded=recorded & ~dead,
+            seeds=seed_of.copy(),
+            env_steps=np.asarray(info.get("env_steps", np.ones(n)), np.int64),
+        )
+        started = dead if mode == AutoresetMode.NEXT_STEP else done
+        if started.any():
+            next_seeds(started)
+            if mode == AutoresetMode.DISABLED:
+                mask = {"reset_mask": started.copy()}
+                following, _ = env.reset(seed=seed_of.tolist(), options=mask)  # type: ignore[arg-type]
+        if mode == AutoresetMode.NEXT_STEP:
+            dead = done
+        observations_t = following
+
+
+def successors(
+    following: NDArray[Any], done: NDArray[np.bool_], info: dict[str, Any], mode: AutoresetMode
+) -> NDArray[Any]:
+    """What really followed each action: under SAME_STEP an episode's last is in ``final_obs``."""
+    if mode != AutoresetMode.SAME_STEP or not done.any():
+        return following
+    following = following.copy()
+    following[done] = np.stack(list(info["final_obs"][done]))
+    return following
+
+
+def record(
+    env: VectorEnv,
+    policy: BehaviourPolicy,
+    frame_spec: FrameSpec,
+    seeds: Iterable[int],
+    policy_name: str = "unknown",
+) -> Iterator[Episode]:
+    """Plays the listed seeds and yields each episode when it ends.
+
+    The policy sees what the environment shows; the episode keeps frames of ``frame_spec``. Memory
+    holds the running episodes alone.
+    """
+    running: list[_Running] = [_Running() for _ in range(env.num_envs)]
+    for step in interact(env, policy, seeds):
+        frames_tp1 = to_frames(step.observations_tp1, frame_spec)
+        if step.started.any():
+            first = to_frames(step.observations_t, frame_spec)
+            for i in np.flatnonzero(step.started):
+                running[i] = _Running(frames=[first[i]])
+        for i in np.flatnonzero(step.recorded):
+            running[i].add(step, frames_tp1, int(i))
+            if step.done[i]:
+                yield running[i].finish(step, int(i), policy_name)
+
+
+class _Running:
+    """An episode that has not ended."""
+
+    def __init__(self, frames: list[NDArray[np.uint8]] | None = None):
+        self.frames = frames or []
+        self.actions: list[NDArray[Any]] = []
+        self.rewards: list[float] = []
+        self.env_steps = 0
+
+    def add(self, step: Transitions, frames_tp1: NDArray[np.uint8], i: int) -> None:
+        self.frames.append(frames_tp1[i])
+        self.actions.append(step.actions_t[i])
+        self.rewards.append(float(step.rewards_tp1[i]))
+        self.env_steps += int(step.env_steps[i])
+
+    def finish(self, step: Transitions, i: int, policy_name: str) -> Episode:
+        frames = np.stack(self.frames)
+        visible = np.ones(len(frames), bool)
+        visible[-1] = frames[-1].any() or not frames[-2].any()  # blanked at the end, not always black
+        return Episode(
+            frames=frames,
+            actions=np.stack(self.actions),
+            rewards=np.array(self.rewards, np.float32),
+            visible=visible,
+            terminated=bool(step.terminated[i]),
+            truncated=bool(step.truncated[i]),
+            seed=int(step.seeds[i]),
+            policy=policy_name,
+            env_steps=self.env_steps,
+        )

@@ -1,0 +1,284 @@
+"""Episodes on disk: one safetensors file each in a folder with a manifest.
+
+A finished episode is there whole or not at all, whenever the writer dies; readers verify its
+checksum when they first touch it, and a damaged file never takes the others with it. Knows
+nothing of environments or networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import safetensors.numpy
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from worldvae.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointError,
+    check_header,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from worldvae.frames import Frames, FrameSpec
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class DamagedEpisode(CheckpointError):
+    """An episode's file is not what was written; the message names it."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T decisions, with T + 1 frames.
+
+    Attributes:
+        frames: uint8 [T+1, H, W, C]
+        actions: [T, A] or [T] of the action space's dtype
+        rewards: float32 [T]
+        visible: bool [T+1]; false where the environment blanked the frame (not to be learned from)
+        terminated: the last transition ended the task.
+        truncated: the last transition ended by a time limit.
+        seed: the seed the episode was listed under (exact on the Gymnasium backends).
+        policy: who acted, in a word.
+        env_steps: emulator steps that the episode cost.
+    """
+
+    frames: Frames
+    actions: NDArray[Any]
+    rewards: NDArray[np.float32]
+    visible: NDArray[np.bool_]
+    terminated: bool
+    truncated: bool
+    seed: int
+    policy: str = "unknown"
+    env_steps: int = 0
+
+    def __post_init__(self) -> None:
+        length = len(self.rewards)
+        if self.frames.dtype != np.uint8 or self.frames.ndim != 4:
+            raise ValueError(f"frames must be uint8 [T+1, H, W, C], not {self.frames.dtype} {self.frames.shape}")
+        if not len(self.frames) == len(self.visible) == length + 1 == len(self.actions) + 1:
+            raise ValueError(
+                f"T+1 frames and T actions and rewards, not {len(self.frames)}, {len(self.actions)}, {length}"
+            )
+        if not np.isfinite(self.rewards).all():
+            raise ValueError(f"episode of seed {self.seed}: a reward is not a finite number")
+
+    def __len__(self) -> int:
+        """T, the number of decisions."""
+        return len(self.rewards)
+
+
+@dataclass(frozen=True)
+class EpisodeFolder:
+    """Numbered safetensors files with checksums: what rollouts and latents share on disk."""
+
+    path: Path
+    _verified: set[int] = field(default_factory=set, compare=False, repr=False)
+
+    def indices(self) -> list[int]:
+        """The numbers of the episodes that are there, ascending."""
+        matches = (re.fullmatch(r"episode-(\d+)\.safetensors", p.name) for p in self.path.iterdir())
+        return sorted(int(m.group(1)) for m in matches if m)
+
+    def file(self, index: int) -> Path:
+        return self.path / f"episode-{index:06d}.safetensors"
+
+    def write(self, index: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
+        """Writes one episode atomically, its checksum in the header."""
+        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        metadata = {"header": json.dumps(dict(header)), "checksum": _checksum(contiguous, header)}
+        write_atomically(self.file(index), safetensors.numpy.save(contiguous, metadata))
+
+    def header(self, index: int) -> dict[str, Any]:
+        """The header alone, without reading tensors."""
+        return self._open(index, names=())[1]
+
+    def read(self, index: int, names: Sequence[str] | None = None) -> tuple[Tensors, dict[str, Any]]:
+        """Some or all tensors and the header; the checksum is verified at the first touch."""
+        if index not in self._verified:
+            tensors, header = self._open(index, names=None)
+            self._verified.add(index)
+            return {n: t for n, t in tensors.items() if names is None or n in names}, header
+        return self._open(index, names)
+
+    def _open(self, index: int, names: Sequence[str] | None) -> tuple[Tensors, dict[str, Any]]:
+        path = self.file(index)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                header = json.loads(metadata["header"])
+                wanted = file.keys() if names is None else names
+                tensors = {name: file.get_tensor(name) for name in wanted}
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise DamagedEpisode(f"{path} is damaged ({error}): delete it and collect again") from error
+        if names is None and _checksum(tensors, header) != metadata.get("checksum"):
+            raise DamagedEpisode(f"{path} is damaged (wrong checksum): delete it and collect again")
+        return tensors, header
+
+
+class RolloutStore:
+    """A folder of episodes from one environment with one frame spec.
+
+    Usage: ``RolloutStore.create(path, ...)`` once, ``RolloutStore(path)`` ever after; ``append``
+    and ``store[i]``. Appending again after a crash goes on where the last whole episode ended.
+    """
+
+    KIND = "rollouts"
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        manifest_path = self.path / "rollouts.json"
+        if not manifest_path.exists():
+            raise CheckpointError(f"no rollouts in {self.path}: there is no rollouts.json")
+        self.manifest = read_json(manifest_path)
+        check_header(self.manifest, self.KIND, manifest_path)
+        self.episodes = EpisodeFolder(self.path)
+        self.indices = self.episodes.indices()
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        env_id: str,
+        frame_spec: FrameSpec,
+        action_space: gymnasium.Space,
+        action_repeat: int = 1,
+        env_kwargs: dict[str, Any] | None = None,
+    ) -> RolloutStore:
+        """Makes the folder, or opens it if it already holds rollouts of the same kind.
+
+        Raises:
+            CheckpointError: the folder holds rollouts of another environment or frame spec.
+        """
+        path = Path(path)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "kind": cls.KIND,
+            "env_id": env_id,
+            "env_kwargs": env_kwargs or {},
+            "action_space": describe_space(action_space),
+            "action_repeat": action_repeat,
+            "frame_spec": json.loads(json.dumps(asdict(frame_spec))),
+        }
+        if (path / "rollouts.json").exists():
+            store = cls(path)
+            differing = [key for key, value in manifest.items() if store.manifest.get(key) != value]
+            if differing:
+                raise CheckpointError(f"{path} holds other rollouts (different {', '.join(differing)})")
+            return store
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "rollouts.json", manifest)
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, i: int) -> Episode:
+        """The i-th episode, verified. Raises DamagedEpisode."""
+        tensors, header = self.episodes.read(self.indices[i])
+        fields: dict[str, Any] = {**tensors, **header}
+        del fields["length"]
+        return Episode(**fields)
+
+    def append(self, episode: Episode) -> None:
+        """Adds one finished episode; when this returns, it is on disk."""
+        if episode.frames.shape[1:] != self.frame_spec.shape:
+            raise ValueError(f"frames {episode.frames.shape[1:]} are not of the store's {self.frame_spec.shape}")
+        index = self.indices[-1] + 1 if self.indices else 0
+        tensors = {
+            "frames": episode.frames,
+            "actions": episode.actions,
+            "rewards": episode.rewards.astype(np.float32),
+            "visible": episode.visible,
+        }
+        header = {k: v for k, v in vars(episode).items() if k not in tensors}
+        self.episodes.write(index, tensors, {**header, "length": len(episode)})
+        self.indices.append(index)
+
+    def visible_frames(self, i: int) -> Frames:
+        """uint8 [<= T+1, H, W, C]: the i-th episode's frames without those that were blanked."""
+        tensors, _ = self.episodes.read(self.indices[i], ("frames", "visible"))
+        frames, visible = tensors["frames"], tensors["visible"]
+        return frames if visible.all() else frames[visible]
+
+    def header(self, i: int) -> dict[str, Any]:
+        """Length, seed, policy, ends and env steps of the i-th episode, without its frames."""
+        return self.episodes.header(self.indices[i])
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds that are already recorded."""
+        return {self.header(i)["seed"] for i in range(len(self))}
+
+    @property
+    def env_steps(self) -> int:
+        """What all episodes together cost at the emulator."""
+        return sum(self.header(i)["env_steps"] for i in range(len(self)))
+
+    @property
+    def frame_spec(self) -> FrameSpec:
+        spec = self.manifest["frame_spec"]
+        return FrameSpec(**{**spec, "crop": tuple(spec["crop"])})
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        return space_from(self.manifest["action_space"])
+
+
+def split_episodes(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
+    """Positions of training and held-out episodes; at least one of each where there are two.
+
+    Whole episodes are held out: neighbouring frames are nearly equal, and would leak.
+    """
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    n_held_out = min(max(1, round(held_out * count)), count - 1)
+    if n_held_out < 1:
+        raise ValueError(f"holding out whole episodes needs at least 2, there are {count}")
+    return sorted(order[n_held_out:]), sorted(order[:n_held_out])
+
+
+def describe_space(space: gymnasium.Space) -> dict[str, Any]:
+    """A JSON description of a Box, Discrete or MultiDiscrete action space."""
+    if isinstance(space, Box):
+        bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
+        return {"type": "Box", **bounds, "dtype": str(space.dtype)}
+    if isinstance(space, Discrete):
+        return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
+    if isinstance(space, MultiDiscrete):
+        return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
+    raise ValueError(f"actions must be Box, Discrete or MultiDiscrete, not {space}")
+
+
+def space_from(description: Mapping[str, Any]) -> gymnasium.Space:
+    """The action space that ``describe_space`` described."""
+    if description["type"] == "Box":
+        dtype = np.dtype(description["dtype"]).type
+        return Box(np.array(description["low"], dtype), np.array(description["high"], dtype), dtype=dtype)
+    if description["type"] == "Discrete":
+        return Discrete(description["n"], start=description["start"])
+    return MultiDiscrete(description["nvec"], start=description["start"])
+
+
+def _checksum(tensors: Tensors, header: Mapping[str, Any]) -> str:
+    digest = hashlib.blake2b(json.dumps(dict(header), sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).data)
+    return digest.hexdigest()

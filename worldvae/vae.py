@@ -1,0 +1,227 @@
+"""The frame VAE: uint8 frames in, Gaussian codes out, and back.
+
+Knows its own preprocessing (the frame spec travels with it) but nothing of environments, training
+or agents. Architecture ``paper``: World Models (Ha & Schmidhuber 2018), appendix A.1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from worldvae.checkpoint import CheckpointError, load_model, save_model
+from worldvae.frames import FrameSpec, to_uint8, to_unit
+
+KIND = "frame-vae"
+CHUNK = 256
+"""Frames encoded or decoded at once: bounds memory, and larger is not faster."""
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """Independent normals: ``mean`` and ``logvar`` float [.., Z]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def sd(self) -> Tensor:
+        """float [.., Z]"""
+        return (0.5 * self.logvar).exp()
+
+    def rsample(self, noise: Tensor) -> Tensor:
+        """mean + sd * noise [.., Z]: differentiable in mean and sd (Kingma & Welling 2014)."""
+        return self.mean + self.sd * noise
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A draw [.., Z] from ``generator`` (torch's global one by default)."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.rsample(noise.to(self.mean.device))
+
+    def kl(self) -> Tensor:
+        """KL to the unit Gaussian in nats per dimension [.., Z]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+
+
+@dataclass(frozen=True)
+class FrameVAEConfig:
+    """Attributes: the frames it takes, the number of latents Z, and the architecture's name."""
+
+    frame: FrameSpec = field(default_factory=FrameSpec)
+    latent_size: int = 32
+    architecture: Literal["paper"] = "paper"
+
+    def __post_init__(self) -> None:
+        if self.latent_size < 1:
+            raise ValueError(f"latent_size must be >= 1, got {self.latent_size}")
+        if self.architecture != "paper":
+            raise ValueError(f"unknown architecture {self.architecture!r}, there is: paper")
+        if (self.frame.height, self.frame.width) != (64, 64):
+            raise ValueError(f"architecture 'paper' takes 64x64 frames, not {self.frame.shape}")
+
+
+class Encoder(nn.Module):
+    """float [B, C, 64, 64] -> mean and log-variance, each float [B, Z]."""
+
+    def __init__(self, config: FrameVAEConfig):
+        super().__init__()
+        channels = (config.frame.channels, 32, 64, 128, 256)
+        layers: list[nn.Module] = []
+        for c_in, c_out in itertools.pairwise(channels):
+            layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2), nn.ReLU()]
+        self.convs = nn.Sequential(*layers, nn.Flatten())
+        self.mean = nn.Linear(1024, config.latent_size)
+        self.logvar = nn.Linear(1024, config.latent_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.convs(images)
+        return self.mean(features), self.logvar(features)
+
+
+class Decoder(nn.Module):
+    """float [B, Z] -> float [B, C, 64, 64] in [0, 1]."""
+
+    def __init__(self, config: FrameVAEConfig):
+        super().__init__()
+        self.project = nn.Linear(config.latent_size, 1024)
+        self.deconvs = nn.Sequential(
+            nn.ConvTranspose2d(1024, 128, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, kernel_size=6, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, config.frame.channels, kernel_size=6, stride=2),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.deconvs(self.project(z)[:, :, None, None]))
+
+
+class FrameVAE(nn.Module):
+    """A convolutional VAE over frames.
+
+    ``encode``, ``decode``, ``sample`` and ``novelty`` work on uint8 frames, numpy or torch, with
+    any leading shape; ``posterior`` and ``decoder`` on float images, for training.
+    """
+
+    noise_sd: Tensor
+
+    def __init__(self, config: FrameVAEConfig | None = None):
+        super().__init__()
+        self.config = config or FrameVAEConfig()
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.register_buffer("noise_sd", torch.tensor(1.0))
+        self.sha256 = ""
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def latent_size(self) -> int:
+        """Z"""
+        return self.config.latent_size
+
+    @property
+    def device(self) -> torch.device:
+        return self.noise_sd.device
+
+    def posterior(self, images: Tensor) -> DiagonalGaussian:
+        """float [B, C, H, W] in [0, 1] -> q(z | x), in float32 under autocast too."""
+        mean, logvar = self.encoder(images)
+        return DiagonalGaussian(mean.float(), logvar.float())
+
+    @torch.no_grad()
+    def encode(self, frames: NDArray[np.uint8] | Tensor) -> DiagonalGaussian:
+        """The posterior of frames.
+
+        Args:
+            frames: uint8 [.., H, W, C] of the codec's own shape, any leading shape.
+
+        Returns:
+            DiagonalGaussian of float32 [.., Z] on the codec's device.
+
+        Raises:
+            TypeError: not uint8. ValueError: another frame shape.
+        """
+        flat, lead = self._flat(frames)
+        parts = [self.posterior(to_unit(chunk.to(self.device))) for chunk in flat.split(CHUNK)]
+        mean = torch.cat([p.mean for p in parts]) if parts else self._no_latents()
+        logvar = torch.cat([p.logvar for p in parts]) if parts else self._no_latents()
+        return DiagonalGaussian(mean.reshape(*lead, -1), logvar.reshape(*lead, -1))
+
+    @torch.no_grad()
+    def decode(self, z: NDArray[Any] | Tensor) -> Any:
+        """Latents [.., Z] -> uint8 frames [.., H, W, C]; numpy in, numpy out, torch in, torch out."""
+        latents = torch.as_tensor(z, dtype=torch.float32, device=self.device)
+        if latents.shape[-1:] != (self.latent_size,):
+            raise ValueError(f"latents must be [.., {self.latent_size}], got {tuple(latents.shape)}")
+        flat = latents.reshape(-1, self.latent_size)
+        parts = [to_uint8(self.decoder(chunk)) for chunk in flat.split(CHUNK) if len(chunk)]
+        shape = (*latents.shape[:-1], *self.config.frame.shape)
+        frames = torch.cat(parts).reshape(shape) if parts else torch.zeros(shape, dtype=torch.uint8)
+        return frames if isinstance(z, Tensor) else frames.cpu().numpy()
+
+    def sample(self, n: int, seed: int = 0) -> NDArray[np.uint8]:
+        """n frames uint8 [n, H, W, C] decoded from the prior."""
+        noise = torch.randn(n, self.latent_size, generator=torch.Generator().manual_seed(seed))
+        return self.decode(noise.numpy())
+
+    @torch.no_grad()
+    def novelty(self, frames: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
+        """How unlike its training frames each frame is: float32 [..], in nats.
+
+        The negative ELBO at the posterior mean, with the pixel noise fitted on training frames and
+        the constant left out: squared error / (2 sd^2) + KL. Compare it with that of known frames.
+        """
+        flat, lead = self._flat(frames)
+        scores = []
+        for chunk in flat.split(CHUNK):
+            images = to_unit(chunk.to(self.device))
+            posterior = self.posterior(images)
+            error = (self.decoder(posterior.mean) - images).square().sum((1, 2, 3))
+            scores.append(error / (2 * self.noise_sd**2) + posterior.kl().sum(-1))
+        return torch.cat(scores).reshape(lead).cpu().numpy() if scores else np.zeros(lead, np.float32)
+
+    def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> None:
+        """Writes ``model.safetensors`` and ``config.json`` (with a summary of its training)."""
+        save_model(Path(folder), KIND, self, {"config": asdict(self.config), "training": dict(training or {})})
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> FrameVAE:
+        """Reads what ``save`` wrote, ready to encode.
+
+        Raises:
+            CheckpointError: nothing there, another kind, a newer format, or damaged files.
+        """
+        tensors, header = load_model(Path(folder), KIND)
+        try:
+            frame = header["config"]["frame"]
+            spec = FrameSpec(**{**frame, "crop": tuple(frame["crop"])})
+            vae = cls(FrameVAEConfig(**{**header["config"], "frame": spec}))
+            vae.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{folder} does not hold a frame VAE this version can build: {error}") from error
+        vae.sha256 = header["sha256"]
+        return vae.to(device).eval()
+
+    def _flat(self, frames: NDArray[np.uint8] | Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        tensor = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"frames must be uint8 in 0..255, these are {tensor.dtype}")
+        if tuple(tensor.shape[-3:]) != self.config.frame.shape:
+            raise ValueError(
+                f"frames must be [.., {', '.join(map(str, self.config.frame.shape))}], got "
+                f"{tuple(tensor.shape)}; worldvae.to_frames(pixels, vae.config.frame) makes them"
+            )
+        return tensor.reshape(-1, *self.config.frame.shape), tuple(tensor.shape[:-3])
+
+    def _no_latents(self) -> Tensor:
+        return torch.zeros(0, self.latent_size, device=self.device)
