@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ def evaluate(
     action_repeat: int = 1,
     max_episode_steps: int | None = None,
     key: str | None = None,
+    env_kwargs: dict[str, Any] | None = None,
     name: str = "evaluate",
 ) -> Scores:
     """Plays exactly the listed seeds, one ``reset(seed=...)`` each, in Gymnasium's environment.
@@ -95,6 +96,7 @@ def evaluate(
         action_repeat=action_repeat,
         max_episode_steps=max_episode_steps,
         key=key,
+        env_kwargs=env_kwargs,
     )
     running_return, running_length = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     played: dict[int, tuple[float, int]] = {}
@@ -124,11 +126,11 @@ def bootstrap_interval(values: NDArray[Any], level: float = 0.95, resamples: int
 
 def env_version(env_id: str) -> str:
     """Who made the environment: ``gymnasium 1.4.0 CarRacing-v3``."""
-    package = gymnasium.spec(env_id).entry_point
-    owner = str(package).split(":")[0].split(".")[0]
+    maker = gymnasium.spec(env_id).entry_point
+    owner = (maker if isinstance(maker, str) else getattr(maker, "__module__", "")).split(".")[0]
     try:
         return f"{owner} {version(owner)} {env_id}"
-    except ModuleNotFoundError:  # an environment of a script's own, in no package
+    except PackageNotFoundError:  # an environment of a script's own, in no package
         return f"{owner} {env_id}"
 
 

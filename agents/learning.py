@@ -106,6 +106,11 @@ def train_agent(
     return agent
 
 
+def first_seed(training_seed: int) -> int:
+    """Where an agent's episodes begin: training seeds (below 1,000,000) that no rollouts use."""
+    return 10_000 * training_seed + 1_000
+
+
 class Learner:
     """SAC, its replay, and the play that fills it: all that training changes."""
 
@@ -130,7 +135,7 @@ class Learner:
         """Plays one step in all environments, yields ``updates`` batches, and so on."""
         policy = _Explorer(self)
         running = np.zeros(self.env.num_envs)
-        seeds = count(10_000 * (1 + self.config.seed) + self.episodes)  # below 1,000,000: training
+        seeds = count(first_seed(self.config.seed) + self.episodes)
         for step in interact(self.env, policy, seeds):
             kept = step.recorded
             self.env_steps += int(step.env_steps[kept].sum())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.replay import TransitionBatch
+from worldvae.fit import load_optimiser
 
 QFunction = Callable[[Tensor, Tensor], Tensor]
 
@@ -211,7 +212,7 @@ class SAC:
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+            load_optimiser(optimiser, saved)
         self.generator.set_state(state["generator"])
 
 

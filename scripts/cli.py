@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from agents.evaluation import commit, machine
 
 Config = TypeVar("Config")
 Flat = Annotated[Config, tyro.conf.arg(name="")]
@@ -32,6 +36,13 @@ def run(main: Callable[..., Any]) -> None:
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         sys.exit(f"error: {text or type(error).__name__}")
+
+
+def provenance() -> dict[str, str]:
+    """What a benchmark's record says of where it came from: command, machine, date, commit."""
+    main = sys.modules["__main__"].__spec__
+    command = shlex.join(["python", "-m", main.name if main else sys.argv[0], *sys.argv[1:]])
+    return {"command": command, "machine": machine(), "date": date.today().isoformat(), "commit": commit()}
 
 
 def table(rows: list[tuple[Any, ...]]) -> str:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from agents.agent import Agent, PixelAgent
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.environments import Backend, make_vector_env
+from worldvae.environments import Backend, CutWithoutReward, make_vector_env
 from worldvae.frames import FrameSpec
 from worldvae.measures.images import diversity
 from worldvae.policies import BehaviourPolicy, CorrelatedConfig, random_policy
@@ -26,6 +26,7 @@ from worldvae.vae import FrameVAE
 class CollectConfig:
     """Attributes:
     env: any Gymnasium id with image observations, or that renders rgb_array.
+    patience: an episode is cut after so many env steps without a positive reward.
     policy: who acts; ``agent`` is the one saved in the run folder ``agent_run``.
     first_seed: episodes are listed under first_seed, first_seed + 1, ...
     """
@@ -36,6 +37,7 @@ class CollectConfig:
     num_envs: int = 16
     action_repeat: int = 1
     max_episode_steps: int | None = None
+    patience: int | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     frame: FrameSpec = field(default_factory=FrameSpec)
     policy: Literal["uniform", "correlated", "agent"] = "correlated"
@@ -56,6 +58,8 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         key=config.frame.key,
         env_kwargs=config.env_kwargs,
     )
+    if config.patience is not None:
+        env = CutWithoutReward(env, config.patience)
     try:
         store = RolloutStore.create(
             run.rollouts,

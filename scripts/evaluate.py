@@ -40,16 +40,18 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     """Plays the listed seeds, writes and returns ``evaluation.json`` (``random.json``)."""
     manifest = RolloutStore(run.rollouts).manifest
     seeds = range(config.first_seed, config.first_seed + config.episodes)
-    setting = {"action_repeat": manifest["action_repeat"], "max_episode_steps": config.max_episode_steps}
-    key = manifest["frame_spec"]["key"]
+    setting = {
+        "action_repeat": manifest["action_repeat"],
+        "max_episode_steps": config.max_episode_steps,
+        "key": manifest["frame_spec"]["key"],
+        "env_kwargs": manifest["env_kwargs"],
+    }
     make_policy: Any
     if config.policy == "random":
         make_policy = _random_policy
     else:
         make_policy = partial(_agent_policy, Agent.load(run.agent), FrameVAE.load(run.vae))
-    scores = evaluate(
-        manifest["env_id"], make_policy, seeds, workers=config.workers, key=key, name=config.policy, **setting
-    )
+    scores = evaluate(manifest["env_id"], make_policy, seeds, workers=config.workers, name=config.policy, **setting)
     report = as_report(run, config, scores)
     write_json(run.path / ("evaluation.json" if config.policy == "agent" else "random.json"), report)
     low, high = scores.ci95
@@ -93,7 +95,7 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
 def film(run: RunFolder, make_policy: Any, seed: int, setting: dict[str, Any]) -> None:
     """Records one episode: real | reconstruction, in the codec's frames."""
     manifest, vae = RolloutStore(run.rollouts).manifest, FrameVAE.load(run.vae)
-    env = make_vector_env(manifest["env_id"], 1, backend="sync", key=vae.config.frame.key, **setting)
+    env = make_vector_env(manifest["env_id"], 1, backend="sync", **setting)
     episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
     env.close()
     images = real_and_reconstructed(vae, episode.frames[:250])

@@ -39,16 +39,17 @@ class PipelineConfig:
 
 DRIVING = CollectConfig(
     env="CarRacing-v3",
-    episodes=64,
+    episodes=140,
     action_repeat=4,
     max_episode_steps=400,
+    patience=100,  # frames of the track teach more than frames of the grass
     frame=FrameSpec(crop=(0, 12, 0, 0)),  # the dashboard
     correlated=CorrelatedConfig(correlation=5, mean=(0, 0.3, -0.3), sd=(0.4, 0.3, 0.3)),  # mostly gas
 )
 QUICK = PipelineConfig(
     collect=DRIVING,
-    official=replace(DRIVING, episodes=8, backend="async", num_envs=4, first_seed=500),
-    vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10),
+    official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
+    vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10, learning_rate=1e-3),
     agent=AgentConfig(learning=LearningConfig(env_steps=260_000, updates=12, minutes=11)),
     evaluate=EvaluateConfig(episodes=20),
 )

@@ -39,7 +39,7 @@ class RunFolder:
     def stage(self, name: str) -> Iterator[None]:
         """Times a stage, over interruptions too, and marks it done when it ends well."""
         self.path.mkdir(parents=True, exist_ok=True)
-        before, begin, done = self.seconds(name), time.monotonic(), False
+        before, begin, done = self.seconds(name), time.monotonic(), self.is_done(name)
         try:
             yield
             done = True

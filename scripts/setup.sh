@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 set_up() {
     local extras=$1 python=${PYTHON:-python3} stamp
     stamp=".venv/set-up-$extras-$(cat pyproject.toml scripts/constraints.txt | cksum | tr -d ' \n')"
-    if [ -e "$stamp" ]; then return; fi
+    if [ -e "$stamp" ] || [ -e "${stamp/set-up-$extras-/set-up-dev-}" ]; then return; fi # dev holds all
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
         echo "error: worldvae needs Python >= 3.11; name one by PYTHON=/path/to/python" >&2
         exit 1

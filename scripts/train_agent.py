@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.agent import Agent
-from agents.learning import LearningConfig, train_agent
+from agents.learning import LearningConfig, first_seed, train_agent
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.environments import Backend, CutWithoutReward, make_vector_env
@@ -40,7 +40,7 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
         store.manifest["env_id"],
         config.num_envs,
         backend=config.backend,
-        seed=10_000 * (1 + config.learning.seed),
+        seed=first_seed(config.learning.seed),
         action_repeat=store.manifest["action_repeat"],
         key=store.frame_spec.key,
         env_kwargs=store.manifest["env_kwargs"],

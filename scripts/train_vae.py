@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.pictures import codec_pictures
@@ -20,7 +22,8 @@ def train(run: RunFolder, config: VAETrainingConfig) -> FrameVAE:
     vae = train_vae(store, config, run.vae)
     print(summary(run, config))
     _, held_out = split_episodes(len(store), config.held_out, config.seed)
-    for path in codec_pictures(vae, store.visible_frames(held_out[0]), run.pictures):
+    frames = np.concatenate([store.visible_frames(e)[::4] for e in held_out])
+    for path in codec_pictures(vae, frames, run.pictures):
         print(path)
     return vae
 

@@ -7,10 +7,12 @@ header.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,16 +43,30 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CheckpointError(f"no space left for {path} ({len(data)} bytes): free some and resume") from error
         raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
 
 
+def _flush_folder(folder: Path) -> None:
+    """Makes a rename survive a power cut, where the system can flush folders (Windows cannot)."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Atomically, indented, with a final newline."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Atomically, indented, with a final newline; lists of numbers stay on one line."""
+    text = json.dumps(value, indent=2)
+    text = re.sub(r"\[[^][{}\"]*\]", lambda match: " ".join(match.group().split()), text)
+    write_atomically(path, (text + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,31 +127,46 @@ def check_header(header: Mapping[str, Any], kind: str, path: Path) -> None:
 def save_tree(path: Path, tree: Any) -> None:
     """A nested tree of dicts, lists, tensors and JSON values -> one safetensors file."""
     tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps({"format_version": FORMAT_VERSION, "tree": _flatten(tree, "", tensors)})
-    write_atomically(path, safetensors.torch.save(tensors, {"skeleton": skeleton}))
+    skeleton = json.dumps({"format_version": FORMAT_VERSION, "tree": _flatten(tree, tensors)})
+    checksum = _tree_checksum(skeleton, tensors)
+    write_atomically(path, safetensors.torch.save(tensors, {"skeleton": skeleton, "sha256": checksum}))
 
 
 def load_tree(path: Path) -> Any:
     """The tree that ``save_tree`` wrote. Raises CheckpointError where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            skeleton = json.loads((file.metadata() or {})["skeleton"])
+            metadata = file.metadata() or {}
+            skeleton = json.loads(metadata["skeleton"])
             if skeleton["format_version"] > FORMAT_VERSION:
                 raise CheckpointError(f"{path} was written by a newer worldvae: upgrade")
-            return _unflatten(skeleton["tree"], {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if _tree_checksum(metadata["skeleton"], tensors) != metadata["sha256"]:
+                raise ValueError("wrong checksum")
+            return _unflatten(skeleton["tree"], tensors)
     except (SafetensorError, KeyError, ValueError, TypeError, OSError, struct.error) as error:
         raise CheckpointError(f"{path} is missing, damaged or of another kind: {error}") from error
 
 
-def _flatten(node: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _tree_checksum(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(skeleton.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _flatten(node: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(node, Tensor):
+        name = str(len(tensors))  # a path of keys could be two tensors' name: a/b, and b in a
         tensors[name] = node.detach().cpu().contiguous().clone()
         return {"tensor": name}
     if isinstance(node, Mapping):
-        items = [[key, _flatten(value, f"{name}/{key}", tensors)] for key, value in node.items()]
+        items = [[key, _flatten(value, tensors)] for key, value in node.items()]
         return {"dict": items}  # pairs, since JSON would turn an optimiser's integer keys to text
     if isinstance(node, list | tuple):
-        return {"list": [_flatten(value, f"{name}/{i}", tensors) for i, value in enumerate(node)]}
+        return {"list": [_flatten(value, tensors) for value in node]}
     return {"value": node}
 
 

@@ -46,7 +46,8 @@ def make_vector_env(
         backend: ``auto`` takes EnvPool where it is installed and knows the id, else processes.
         seed: EnvPool seeds at construction; the Gymnasium backends are seeded by ``reset``.
         action_repeat: each action is played so many env steps, its rewards summed.
-        max_episode_steps: truncates after so many env steps instead of the id's own limit.
+        max_episode_steps: truncates after so many steps of the id's own environment (which may
+            hide repeats) instead of its own limit.
 
     Returns:
         A ``VectorEnv`` with uint8 [N, H, W, C] observations and autoreset mode DISABLED.
@@ -79,6 +80,8 @@ def make_pixel_env(
         env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **env_kwargs)
         if key is None and not is_image(env.observation_space):
             env.close()
+            if "rgb_array" not in env.metadata.get("render_modes", ()):
+                raise UnknownEnvironment(f"{env_id} gives no uint8 images and renders none: {env.observation_space}")
             kwargs = {**env_kwargs, "render_mode": "rgb_array"}
             env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **kwargs)
             env = AddRenderObservation(env, render_only=True)

@@ -114,6 +114,19 @@ def fit(
     return log.entries
 
 
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Restores an optimiser; its moments get their parameter's memory layout back.
+
+    Files keep tensors contiguous, but fused optimisers walk parameter and moments in memory order:
+    beside channels-last weights a contiguous moment would silently belong to another weight.
+    """
+    optimiser.load_state_dict(state)
+    for parameter, moments in optimiser.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
+
+
 def pick_device(name: str) -> torch.device:
     """``auto`` is a GPU where there is one. Raises ValueError with a sentence where there is none."""
     if name == "auto":

@@ -61,6 +61,8 @@ def to_frames(observations: Any, spec: FrameSpec) -> Frames:
         ValueError: not images, or nothing left after the crop.
     """
     pixels = _single_array(observations, spec)
+    if pixels.ndim >= 3 and pixels.shape[-1] in (2, 4):
+        raise ValueError(f"images must be grey or RGB, these have {pixels.shape[-1]} channels: {pixels.shape}")
     if pixels.ndim < 3 or pixels.shape[-1] not in (1, 3):
         pixels = pixels[..., None]  # a grey image without its channel axis
     if pixels.dtype != np.uint8:

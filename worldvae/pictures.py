@@ -55,11 +55,13 @@ def traversals(vae: FrameVAE, frames: Frames, columns: int = 9, most: int = 12) 
     """How each latent changes one frame.
 
     A row for each of the ``most`` latents with the largest mean KL over ``frames`` [B, H, W, C],
-    largest first: the middle frame's code with that latent moved from -3 to 3.
+    largest first, moved from -3 to 3. The frame is the one at the upper quartile of KL: one that
+    shows more than most, and is no oddity.
     """
     posterior = vae.encode(frames)
     ranked = posterior.kl().mean(0).argsort(descending=True)[:most].cpu().numpy()
-    codes = posterior.mean[len(frames) // 2].cpu().numpy()[None, None].repeat(len(ranked), 0).repeat(columns, 1)
+    base = posterior.mean[posterior.kl().sum(1).argsort()[len(frames) * 3 // 4]]
+    codes = base.cpu().numpy()[None, None].repeat(len(ranked), 0).repeat(columns, 1)
     for row, latent in enumerate(ranked):
         codes[row, :, latent] = np.linspace(-3, 3, columns)
     return grid(vae.decode(codes))

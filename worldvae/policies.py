@@ -68,8 +68,6 @@ class CorrelatedPolicy:
     def __init__(self, space: gymnasium.Space, num_envs: int, seed: int, config: CorrelatedConfig | None = None):
         self.config = config or CorrelatedConfig()
         self._low, self._high, self._dtype = _bounds(space)
-        if np.isinf(self._low).any() or np.isinf(self._high).any():
-            raise ValueError(f"random actions need a bounded action space, not {space}")
         if self.config.correlation <= 0:
             raise ValueError(f"correlation must be > 0 decisions, got {self.config.correlation}")
         self._continuous = isinstance(space, Box)
@@ -119,6 +117,8 @@ def random_policy(
 def _bounds(space: gymnasium.Space) -> tuple[NDArray[Any], NDArray[Any], np.dtype]:
     """Lowest and highest action (both included) and the dtype of a single action space."""
     if isinstance(space, Box):
+        if not space.is_bounded():
+            raise ValueError(f"random actions need a bounded action space, not {space}")
         return space.low.astype(np.float64), space.high.astype(np.float64), np.dtype(space.dtype)
     if isinstance(space, Discrete):
         first = np.asarray(space.start)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -68,6 +69,8 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
     mode = env.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
         raise RuntimeError(f"{env} does not say its autoreset mode in metadata['autoreset_mode']")
+    if isinstance(env.single_observation_space, gymnasium.spaces.Dict):
+        raise RuntimeError(f"{env} gives dictionaries: take the image out of them (make_vector_env(key=...))")
     queue = iter(count() if seeds is None else seeds)
     n = env.num_envs
     seed_of = np.zeros(n, np.int64)
@@ -99,7 +102,7 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
             started=started,
             recorded=recorded & ~dead,
             seeds=seed_of.copy(),
-            env_steps=np.asarray(info.get("env_steps", np.ones(n)), np.int64),
+            env_steps=_env_steps(info, done, mode),
         )
         started = dead if mode == AutoresetMode.NEXT_STEP else done
         if started.any():
@@ -110,6 +113,15 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
         if mode == AutoresetMode.NEXT_STEP:
             dead = done
         observations_t = following
+
+
+def _env_steps(info: dict[str, Any], done: NDArray[np.bool_], mode: AutoresetMode) -> NDArray[np.int64]:
+    """Emulator steps taken, 1 where nobody counts; SAME_STEP keeps an ended episode's in ``final_info``."""
+    one = np.ones(len(done), np.int64)
+    steps = np.array(info.get("env_steps", one), np.int64)
+    if mode == AutoresetMode.SAME_STEP and done.any():
+        steps[done] = np.asarray(info.get("final_info", {}).get("env_steps", one))[done]
+    return steps
 
 
 def successors(

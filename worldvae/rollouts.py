@@ -99,7 +99,11 @@ class EpisodeFolder:
     def write(self, index: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
         """Writes one episode atomically, its checksum in the header."""
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        metadata = {"header": json.dumps(dict(header)), "checksum": _checksum(contiguous, header)}
+        metadata = {
+            "header": json.dumps(dict(header)),
+            "header_checksum": _checksum({}, header),
+            "checksum": _checksum(contiguous, header),
+        }
         write_atomically(self.file(index), safetensors.numpy.save(contiguous, metadata))
 
     def header(self, index: int) -> dict[str, Any]:
@@ -120,6 +124,8 @@ class EpisodeFolder:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 header = json.loads(metadata["header"])
+                if _checksum({}, header) != metadata.get("header_checksum"):
+                    raise ValueError("wrong checksum of its header")
                 wanted = file.keys() if names is None else names
                 tensors = {name: file.get_tensor(name) for name in wanted}
         except (SafetensorError, KeyError, ValueError, OSError) as error:
@@ -169,7 +175,7 @@ class RolloutStore:
             "format_version": FORMAT_VERSION,
             "kind": cls.KIND,
             "env_id": env_id,
-            "env_kwargs": env_kwargs or {},
+            "env_kwargs": json.loads(json.dumps(env_kwargs or {})),
             "action_space": describe_space(action_space),
             "action_repeat": action_repeat,
             "frame_spec": json.loads(json.dumps(asdict(frame_spec))),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldvae.batches import frame_batches
-from worldvae.fit import FitConfig, Metrics, autocast, fit, pick_device
+from worldvae.fit import FitConfig, Metrics, autocast, fit, load_optimiser, pick_device
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units
@@ -36,7 +36,7 @@ class VAETrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     passes: float = 8.0
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     colour_jitter: float = 0.02
     held_out: float = 0.1
     seed: int = 0
@@ -111,7 +111,7 @@ class VAELearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_optimiser(self.optimiser, state["optimiser"])
         self.generator.set_state(state["generator"])
 
 

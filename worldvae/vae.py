@@ -153,9 +153,9 @@ class FrameVAE(nn.Module):
         """
         flat, lead = self._flat(frames)
         parts = [self.posterior(to_unit(chunk.to(self.device))) for chunk in flat.split(CHUNK)]
-        mean = torch.cat([p.mean for p in parts]) if parts else self._no_latents()
-        logvar = torch.cat([p.logvar for p in parts]) if parts else self._no_latents()
-        return DiagonalGaussian(mean.reshape(*lead, -1), logvar.reshape(*lead, -1))
+        shape = (*lead, self.latent_size)
+        mean = torch.cat([p.mean for p in parts]).reshape(shape)
+        return DiagonalGaussian(mean, torch.cat([p.logvar for p in parts]).reshape(shape))
 
     @torch.no_grad()
     def decode(self, z: NDArray[Any] | Tensor) -> Any:
@@ -164,9 +164,8 @@ class FrameVAE(nn.Module):
         if latents.shape[-1:] != (self.latent_size,):
             raise ValueError(f"latents must be [.., {self.latent_size}], got {tuple(latents.shape)}")
         flat = latents.reshape(-1, self.latent_size)
-        parts = [to_uint8(self.decoder(chunk)) for chunk in flat.split(CHUNK) if len(chunk)]
-        shape = (*latents.shape[:-1], *self.config.frame.shape)
-        frames = torch.cat(parts).reshape(shape) if parts else torch.zeros(shape, dtype=torch.uint8)
+        decoded = torch.cat([to_uint8(self.decoder(chunk)) for chunk in flat.split(CHUNK)])
+        frames = decoded.reshape(*latents.shape[:-1], *self.config.frame.shape)
         return frames if isinstance(z, Tensor) else frames.cpu().numpy()
 
     def sample(self, n: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -188,7 +187,7 @@ class FrameVAE(nn.Module):
             posterior = self.posterior(images)
             error = (self.decoder(posterior.mean) - images).square().sum((1, 2, 3))
             scores.append(error / (2 * self.noise_sd**2) + posterior.kl().sum(-1))
-        return torch.cat(scores).reshape(lead).cpu().numpy() if scores else np.zeros(lead, np.float32)
+        return torch.cat(scores).reshape(lead).cpu().numpy()
 
     def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> None:
         """Writes ``model.safetensors`` and ``config.json`` (with a summary of its training)."""
@@ -222,6 +221,3 @@ class FrameVAE(nn.Module):
                 f"{tuple(tensor.shape)}; worldvae.to_frames(pixels, vae.config.frame) makes them"
             )
         return tensor.reshape(-1, *self.config.frame.shape), tuple(tensor.shape[:-3])
-
-    def _no_latents(self) -> Tensor:
-        return torch.zeros(0, self.latent_size, device=self.device)

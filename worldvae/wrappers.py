@@ -33,7 +33,7 @@ class LatentObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
     """
 
     def __init__(self, env: gymnasium.Env, vae: FrameVAE, *, sample: bool = False, keep_frame: bool = False):
-        RecordConstructorArgs.__init__(self, vae=vae, sample=sample, keep_frame=keep_frame)
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, vae=vae, sample=sample, keep_frame=keep_frame)
         gymnasium.ObservationWrapper.__init__(self, env)
         self.observation_space = latent_space(vae)
         self._codec = _Codec(vae, sample)
@@ -71,13 +71,16 @@ class LatentVectorObservation(VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._codec = _Codec(vae, sample)
         self._keep_frame = keep_frame
+        self._latents = np.zeros((env.num_envs, vae.latent_size), np.float32)
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         self._codec.seed(seed if isinstance(seed, int) else None)
+        mask = np.array((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
         observations, info = self.env.reset(seed=seed, options=options)
-        return self._codec(observations), self._with_frame(info, observations)
+        self._latents[mask] = self._codec(observations[mask])  # the others show what they showed before
+        return self._latents.copy(), self._with_frame(info, observations)
 
     def step(self, actions: Any) -> tuple[NDArray[np.float32], Any, Any, Any, dict[str, Any]]:
         observations, rewards, terminated, truncated, info = self.env.step(actions)
@@ -86,12 +89,13 @@ class LatentVectorObservation(VectorWrapper):
             last = successors(observations, done, info, AutoresetMode.SAME_STEP)[done]
             final_obs = np.full(self.num_envs, None, dtype=object)
             both = self._codec(np.concatenate([observations, last]))
-            codes = both[: self.num_envs]
-            final_obs[done] = list(both[self.num_envs :])
+            self._latents = both[: self.num_envs]
+            for i, z in zip(np.flatnonzero(done), both[self.num_envs :], strict=True):
+                final_obs[i] = z
             info = {**info, "final_obs": final_obs}
         else:
-            codes = self._codec(observations)
-        return codes, rewards, terminated, truncated, self._with_frame(info, observations)
+            self._latents = self._codec(observations)
+        return self._latents.copy(), rewards, terminated, truncated, self._with_frame(info, observations)
 
     def _with_frame(self, info: dict[str, Any], observations: Any) -> dict[str, Any]:
         return {**info, "frame": self._codec.frames(observations)} if self._keep_frame else info

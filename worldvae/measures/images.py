@@ -55,7 +55,7 @@ def image_format_sizes(frames: Frames) -> dict[str, tuple[float, float]]:
 
 def _format_size(frames: Frames, extension: str, options: list[int]) -> tuple[float, float]:
     size, error = 0, 0.0
-    for frame in frames:
+    for frame in frames[..., ::-1]:  # RGB to BGR, which OpenCV writes (grey stays grey)
         _, data = cv2.imencode(extension, frame, options)
         decoded = cv2.imdecode(data, cv2.IMREAD_COLOR if frame.shape[-1] == 3 else cv2.IMREAD_GRAYSCALE)
         if decoded is None:

@@ -1,0 +1,80 @@
+"""Several training seeds -> one record, one table and one picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import cv2
+import numpy as np
+import tyro
+
+from scripts import cli
+from scripts.run_folder import RunFolder
+from worldvae.checkpoint import read_json, write_json
+from worldvae.frames import Frames
+
+
+def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path, moments: tuple[int, ...]) -> None:
+    """real | reconstruction at some moments of the first run's film, beside all learning curves."""
+    from matplotlib.figure import Figure
+
+    _, film = cv2.imreadanimation(str(runs[0].pictures / "film.gif"))
+    moments = tuple(min(m, len(film.frames) - 1) for m in moments)
+    stills = np.concatenate([cv2.cvtColor(film.frames[m], cv2.COLOR_BGR2RGB) for m in moments])
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(stills.shape[1] / stills.shape[0], 1.6))
+    _show(left, stills)
+    for run, evaluation in zip(runs, evaluations, strict=True):
+        lines = (run.agent / "metrics.jsonl").read_text().splitlines()
+        log = [entry for entry in map(json.loads, lines) if "return" in entry]
+        before = evaluation["env_steps"]["collect"]
+        steps = [(entry["env_steps"] + before) / 1000 for entry in log]
+        seed = evaluation["train_seed"]
+        right.plot(steps, [entry["return"] for entry in log], label=f"training seed {seed}, while exploring")
+    mean = float(np.mean([evaluation["mean"] for evaluation in evaluations]))
+    right.axhline(mean, color="tab:green", linestyle="--", label=f"test episodes, mean of seeds: {mean:.0f}")
+    right.set(xlabel="thousand env steps, collecting included", ylabel="return", xlim=(0, None))
+    right.grid(alpha=0.3)
+    right.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+
+
+def _show(axes: Any, image: Frames) -> None:
+    axes.imshow(image)
+    axes.set_title("real | reconstruction")
+    axes.axis("off")
+
+
+def main(
+    runs: Annotated[list[Path], tyro.conf.Positional],
+    out: Path = Path("benchmarks/quick.json"),
+    moments: tuple[int, ...] = (30, 90),
+) -> None:
+    """Gather the RUNS' evaluations into OUT (a list), draw OUT with .png, and print the table."""
+    folders = [RunFolder(run) for run in runs]
+    evaluations = [read_json(folder.path / "evaluation.json") for folder in folders]
+    write_json(out, evaluations)
+    picture(folders, evaluations, out.with_suffix(".png"), moments)
+    rows: list[tuple[Any, ...]] = [("training seed", "mean", "sd", "lowest", "env steps", "minutes", "random")]
+    for folder, told in zip(folders, evaluations, strict=True):
+        minutes = (told["wall_seconds"]["collect"] + told["wall_seconds"]["train"]) / 60
+        random = read_json(folder.path / "random.json")["mean"]
+        rows.append(
+            (
+                told["train_seed"],
+                told["mean"],
+                told["sd"],
+                min(told["returns"]),
+                told["env_steps_total"],
+                minutes,
+                random,
+            )
+        )
+    print(cli.table(rows))
+    print(f"mean over seeds: {np.mean([told['mean'] for told in evaluations]):.1f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,13 @@
+"""What every test file may count on: our own environments are registered, and examples repeat."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+import tests.pixel_env  # noqa: F401
+
+# The same examples in every run; a test that takes tmp_path writes each example over the last.
+settings.register_profile(
+    "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")

@@ -1,0 +1,138 @@
+"""Shuffled frame batches: a pure function of store, episodes, seed and step."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from worldvae.batches import frame_batches
+from worldvae.frames import FrameSpec
+from worldvae.rollouts import Episode, RolloutStore
+
+SPEC = FrameSpec(1, 2, 3)
+FRAME_BYTES = 6
+LENGTHS = [3, 9, 1, 6, 12, 4]
+"""Decisions of the episodes in the store; those at odd positions have a blanked last frame."""
+
+
+def frame(episode: int, t: int) -> NDArray[np.uint8]:
+    """A frame that tells where it is from."""
+    return np.array([[[episode, t, 1], [0, 0, 0]]], np.uint8)
+
+
+def visible_in(episode: int) -> int:
+    return LENGTHS[episode] + 1 - episode % 2
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RolloutStore:
+    path = tmp_path_factory.mktemp("rollouts")
+    store = RolloutStore.create(path, env_id="none", frame_spec=SPEC, action_space=Discrete(2))
+    for e, length in enumerate(LENGTHS):
+        frames = np.stack([frame(e, t) for t in range(length + 1)])
+        visible = np.ones(length + 1, bool)
+        if e % 2:
+            frames[-1], visible[-1] = 0, False
+        zeros = np.zeros(length)
+        store.append(Episode(frames, zeros.astype(np.int64), zeros.astype(np.float32), visible, False, True, seed=e))
+    return store
+
+
+def names(batch: NDArray[np.uint8]) -> list[tuple[int, int]]:
+    """(episode, t) of each frame; a blanked one would be (0, 0) without its mark."""
+    assert batch.dtype == np.uint8
+    assert batch.shape[1:] == SPEC.shape
+    assert (batch[:, 0, 0, 2] == 1).all(), "a blanked frame"
+    return [(int(e), int(t)) for e, t in batch[:, 0, 0, :2]]
+
+
+subsets = st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, unique=True)
+windows = st.integers(0, 60).map(lambda frames: frames * FRAME_BYTES)
+
+
+@given(episodes=subsets, batch_size=st.integers(1, 20), seed=st.integers(0, 99))
+def test_an_epoch_covers_each_visible_frame_at_most_once_and_leaves_less_than_a_batch(
+    store: RolloutStore, episodes: list[int], batch_size: int, seed: int
+) -> None:
+    total = sum(map(visible_in, episodes))
+    size = min(batch_size, total)
+    stream = frame_batches(store, episodes, batch_size, seed)
+    for _ in range(3):
+        epoch = [name for batch in islice(stream, total // size) for name in names(batch)]
+        assert len(epoch) == total - total % size
+        assert len(set(epoch)) == len(epoch)
+        assert {e for e, _ in epoch} <= set(episodes)
+
+
+@given(batch_size=st.integers(1, 20), seed=st.integers(0, 99), window=windows)
+def test_no_batch_holds_a_frame_twice_whatever_the_window(
+    store: RolloutStore, batch_size: int, seed: int, window: int
+) -> None:
+    stream = frame_batches(store, range(len(LENGTHS)), batch_size, seed, window_bytes=window)
+    for batch in islice(stream, 30):
+        assert 1 <= len(batch) <= batch_size
+        assert len(set(names(batch))) == len(batch)
+
+
+def test_with_batches_of_one_every_epoch_is_complete_whatever_the_window(store: RolloutStore) -> None:
+    everything = sorted((e, t) for e in range(len(LENGTHS)) for t in range(visible_in(e)))
+    for window in (0, 10 * FRAME_BYTES, 25 * FRAME_BYTES, 1 << 20):
+        stream = frame_batches(store, range(len(LENGTHS)), 1, seed=0, window_bytes=window)
+        for _ in range(3):
+            epoch = [names(batch)[0] for batch in islice(stream, len(everything))]
+            assert sorted(epoch) == everything
+
+
+@settings(max_examples=200)
+@given(
+    episodes=subsets, batch_size=st.integers(1, 20), seed=st.integers(0, 99), start=st.integers(0, 40), window=windows
+)
+def test_resuming_at_any_step_equals_the_unbroken_stream(
+    store: RolloutStore, episodes: list[int], batch_size: int, seed: int, start: int, window: int
+) -> None:
+    unbroken = frame_batches(store, episodes, batch_size, seed, window_bytes=window)
+    resumed = frame_batches(store, episodes, batch_size, seed, start, window)
+    for one, two in zip(islice(unbroken, start, start + 8), islice(resumed, 8), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@given(episodes=st.permutations(range(len(LENGTHS))), window=windows)
+def test_the_same_seed_gives_the_same_bytes_in_whatever_order_episodes_are_listed(
+    store: RolloutStore, episodes: list[int], window: int
+) -> None:
+    one = frame_batches(RolloutStore(store.path), episodes, 5, 0, window_bytes=window)
+    two = frame_batches(store, range(len(LENGTHS)), 5, 0, window_bytes=window)
+    assert [b.tobytes() for b in islice(one, 15)] == [b.tobytes() for b in islice(two, 15)]
+
+
+def test_seeds_and_epochs_differ_in_order(store: RolloutStore) -> None:
+    def order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        stream = frame_batches(store, range(len(LENGTHS)), 1, seed, start=epoch * 38)
+        return [names(batch)[0] for batch in islice(stream, 38)]
+
+    assert sum(map(visible_in, range(len(LENGTHS)))) == 38
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_where_all_fits_a_batch_mixes_all_episodes(store: RolloutStore) -> None:
+    # 19 of 38 frames without replacement: the longest episode (13) is in none with p = 5e-6.
+    for batch in islice(frame_batches(store, range(len(LENGTHS)), 19, seed=0), 20):
+        assert len({e for e, _ in names(batch)}) >= 3
+
+
+def test_no_more_than_a_window_of_frames_is_mixed(store: RolloutStore) -> None:
+    for batch in islice(frame_batches(store, range(len(LENGTHS)), 100, seed=0, window_bytes=0), 30):
+        assert len({e for e, _ in names(batch)}) == 1
+        assert len(batch) == visible_in(names(batch)[0][0])
+
+
+@pytest.mark.parametrize(("episodes", "batch_size"), [([], 4), ([0, 1], 0)])
+def test_batches_of_nothing_are_refused(store: RolloutStore, episodes: list[int], batch_size: int) -> None:
+    with pytest.raises(ValueError, match="batches need episodes"):
+        next(frame_batches(store, episodes, batch_size, seed=0))

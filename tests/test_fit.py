@@ -1,0 +1,123 @@
+"""The training loop: interrupted equals unbroken, logs are whole, broken losses are named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from worldvae.fit import FitConfig, fit, pick_device
+
+
+class Regression:
+    """A line fitted to noise by Adam: its result depends on every batch, in order."""
+
+    def __init__(self, stop_at: int | None = None):
+        torch.manual_seed(0)
+        self.line = torch.nn.Linear(3, 1)
+        self.optimiser = torch.optim.Adam(self.line.parameters(), 0.01)
+        self.generator = torch.Generator().manual_seed(0)
+        self.stop_at, self.steps = stop_at, 0
+
+    def step(self, batch):
+        if self.steps == self.stop_at:
+            raise KeyboardInterrupt
+        self.steps += 1
+        noise = torch.randn(1, generator=self.generator)
+        loss = (self.line(batch) - batch.sum(1, keepdim=True) + noise).square().mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return {"loss": loss.detach()}
+
+    def batches(self, start):
+        step = start
+        while True:
+            yield torch.rand(8, 3, generator=torch.Generator().manual_seed(step))
+            step += 1
+
+    def state_dict(self):
+        return {
+            "line": self.line.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state):
+        self.line.load_state_dict(state["line"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.generator.set_state(state["generator"])
+
+
+def train(folder, stop_at=None, **settings):
+    model = Regression(stop_at)
+    config = FitConfig(steps=30, log_every=5, checkpoint_every=10, **settings)
+    return model, fit(model.step, model.batches, model, config, folder)
+
+
+def without_time(entries):
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+@pytest.mark.parametrize("stop_at", [0, 7, 10, 25])
+def test_an_interrupted_run_equals_an_unbroken_one(tmp_path, stop_at):
+    unbroken, log = train(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "b", stop_at)
+    resumed, resumed_log = train(tmp_path / "b")
+    for ours, theirs in zip(unbroken.line.parameters(), resumed.line.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [entry["step"] for entry in resumed_log] == [entry["step"] for entry in log]
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(tmp_path):
+    _, log = train(tmp_path / "a")
+    killed = Regression()
+    killed_steps = iter(range(17))  # checkpoint at 10, logs at 5, 10 and 15
+
+    def dies(batch):
+        if next(killed_steps, None) is None:
+            raise SystemError("killed")
+        return killed.step(batch)
+
+    with pytest.raises(SystemError):
+        fit(dies, killed.batches, killed, FitConfig(30, 5, 10), tmp_path / "b")
+    with open(tmp_path / "b" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 16, "lo')  # the line it died in
+    _, resumed = train(tmp_path / "b")
+    assert without_time(resumed) == without_time(log)
+    written = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
+    assert without_time(written) == without_time(log)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    train(tmp_path)
+    again, log = train(tmp_path, stop_at=0)
+    assert again.steps == 0
+    assert log[-1]["step"] == 30
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
+    model = Regression()
+    with pytest.raises(FloatingPointError, match=r"loss is no longer finite at step 5: lower the learning rate"):
+        fit(lambda b: {"loss": model.step(b)["loss"] / 0}, model.batches, model, FitConfig(30, 5, 10), tmp_path)
+
+
+def test_logged_numbers_are_means_since_the_last_entry(tmp_path):
+    values = iter(torch.arange(1.0, 11.0))
+    model = Regression()
+    log = fit(lambda b: {"x": next(values)}, model.batches, model, FitConfig(10, 4), tmp_path, observe=lambda: {"y": 7})
+    assert [(entry["step"], entry["x"], entry["y"]) for entry in log] == [(4, 2.5, 7), (8, 6.5, 7), (10, 9.5, 7)]
+
+
+def test_a_time_limit_ends_training_with_a_log_entry_and_a_checkpoint(tmp_path):
+    _, log = train(tmp_path, seconds=0.0)
+    assert [entry["step"] for entry in log] == [1]
+    assert (tmp_path / "training.safetensors").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+def test_a_missing_gpu_is_said_in_words():
+    with pytest.raises(ValueError, match="use --device cpu"):
+        pick_device("cuda")

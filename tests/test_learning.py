@@ -1,0 +1,108 @@
+"""Agents learn: the dot environment, through rollouts, codec and latents, with both action kinds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from agents.agent import Agent, PixelAgent
+from agents.evaluation import evaluate
+from agents.learning import LearningConfig, train_agent
+from agents.observations import ObservationConfig
+from agents.sac import SACConfig
+from scripts.evaluate import _random_policy
+from tests.dots import record_dots
+from worldvae import (
+    CheckpointError,
+    FrameVAE,
+    FrameVAEConfig,
+    LatentVectorObservation,
+    ObjectiveConfig,
+    VAETrainingConfig,
+    encode,
+    make_vector_env,
+    train_vae,
+)
+
+MIDDLE = {"target": 12.0}
+CONFIG = LearningConfig(
+    env_steps=4000,
+    updates=4,
+    batch_size=128,
+    warm_up=20,
+    reward_scale=1.0,
+    observation=ObservationConfig(stack=2),
+    sac=SACConfig(hidden=64, learning_rate=1e-3, discount=0.9),
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module", params=["tests/Dot-v0", "tests/DiscreteDot-v0"])
+def pipeline(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    store = record_dots(folder / "rollouts", episodes=40, env_id=request.param, env_kwargs=MIDDLE)
+    objective = ObjectiveConfig(sigma=0.1, free_bits=0.0)
+    vae = train_vae(store, VAETrainingConfig(8, objective, passes=10, batch_size=32, device="cpu"), folder / "vae")
+    return request.param, folder, vae, encode(store, vae, folder / "latents")
+
+
+def latent_env(env_id, vae):
+    return LatentVectorObservation(make_vector_env(env_id, 8, backend="sync", env_kwargs=MIDDLE), vae)
+
+
+def test_an_agent_learns_from_pixels_and_plays_from_its_file(pipeline):
+    env_id, folder, vae, latents = pipeline
+    env = latent_env(env_id, vae)
+    train_agent(env, CONFIG, folder / "agent", codec_sha256=vae.sha256, rollouts=latents)
+    agent = Agent.load(folder / "agent")
+    seeds = range(2_000_000, 2_000_020)
+    learned = evaluate(env_id, lambda e: PixelAgent(agent, vae, e.num_envs), seeds, workers=2, env_kwargs=MIDDLE)
+    random = evaluate(env_id, _random_policy, seeds, workers=2, env_kwargs=MIDDLE)
+    assert learned.ci95[0] > random.ci95[1]
+    entries = [json.loads(line) for line in (folder / "agent" / "metrics.jsonl").read_text().splitlines()]
+    assert entries[-1]["env_steps"] == CONFIG.env_steps // 8 * 8
+
+
+def test_an_interrupted_agent_goes_on_with_all_it_had_learned(pipeline, tmp_path, monkeypatch):
+    env_id, _, vae, latents = pipeline
+    from agents.sac import SAC
+
+    step, calls = SAC.step, iter(range(300))
+
+    def interrupted(self, batch):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return step(self, batch)
+
+    monkeypatch.setattr(SAC, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent(latent_env(env_id, vae), CONFIG, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
+    monkeypatch.undo()
+    learned = []
+    monkeypatch.setattr(SAC, "step", lambda self, batch: learned.append(1) or step(self, batch))
+    train_agent(latent_env(env_id, vae), CONFIG, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
+    assert len(learned) == CONFIG.env_steps // 8 * CONFIG.updates - 300
+
+
+def test_an_agent_refuses_another_codec(pipeline, tmp_path):
+    env_id, _, vae, _ = pipeline
+    config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
+    agent = train_agent(latent_env(env_id, vae), config, tmp_path / "agent", codec_sha256=vae.sha256)
+    torch.manual_seed(9)
+    FrameVAE(FrameVAEConfig(latent_size=8)).save(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="was trained with codec"):
+        PixelAgent(agent, FrameVAE.load(tmp_path / "other"), 1)
+
+
+def test_a_saved_agent_acts_the_same_and_other_files_are_refused(pipeline, tmp_path):
+    env_id, _, vae, _ = pipeline
+    config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
+    agent = train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    ours, theirs = (PixelAgent(a, vae, 3).act(frames) for a in (agent, Agent.load(tmp_path)))
+    np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(CheckpointError, match="not a frame-vae"):
+        FrameVAE.load(tmp_path)

@@ -1,0 +1,107 @@
+"""The whole way on the real CarRacing-v3, from no frames to a report, by the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+EVALUATION_KEYS = {
+    *("env", "env_version", "policy", "action_repeat", "latent", "config", "commit", "machine"),
+    *("train_seed", "episode_seeds", "returns", "lengths", "mean", "sd", "ci95"),
+    *("env_steps", "env_steps_total", "wall_seconds"),
+}
+
+
+def cli(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"scripts.{module}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """A finished run of preset tiny (its folder's name has a space in it)."""
+    folder = tmp_path_factory.mktemp("runs") / "a tiny run"
+    done = cli("pipeline", "--preset", "tiny", "--out", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "random policy, same episodes" in done.stdout
+    assert done.stdout.rstrip().endswith(str(folder / "report.html"))
+    return folder
+
+
+def test_the_evaluation_tells_all_that_the_protocol_asks_for(tiny_run):
+    told = json.loads((tiny_run / "evaluation.json").read_text())
+    assert set(told) >= EVALUATION_KEYS
+    assert told["episode_seeds"] == [2_000_000, 2_000_001]
+    assert told["env_steps_total"] == sum(told["env_steps"].values())
+    rollouts = (tiny_run / "rollouts").glob("episode-*")
+    assert told["env_steps"]["collect"] == 80 * len(list(rollouts))  # preset tiny: 80 env steps an episode
+    assert 0 < told["env_steps"]["train"] <= 1600
+    assert set(told["wall_seconds"]) == {"collect", "train", "evaluate"}
+    random = json.loads((tiny_run / "random.json").read_text())
+    assert random["episode_seeds"] == told["episode_seeds"]
+
+
+def test_the_report_opens_offline_and_shows_every_picture(tiny_run):
+    page = (tiny_run / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:image/png;base64,") == 5  # four of the codec, one of learning curves
+    assert page.count("data:video/webm;base64,") == 1
+    assert "not made" not in page
+    assert "published on v0" in page
+
+
+def test_stages_that_are_done_are_not_done_again(tiny_run):
+    before = (tiny_run / "stages.json").read_text()
+    again = cli("pipeline", "--out", str(tiny_run), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 6
+    assert (tiny_run / "stages.json").read_text() == before
+
+
+def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
+    stages = json.loads((tiny_run / "stages.json").read_text())
+    stages["encode"]["done"] = False
+    (tiny_run / "stages.json").write_text(json.dumps(stages))
+    again = cli("pipeline", "--out", str(tiny_run), "--resume")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before") == 5
+    assert "bytes per frame" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("pipeline", ["--out", "RUN", "--preset", "quick"], "holds another run"),
+        ("pipeline", ["--out", "EMPTY", "--resume"], "cannot read .*run.json"),
+        ("pipeline", ["--out", "EMPTY", "--seed", "-1"], "training seeds are"),
+        ("collect", ["EMPTY", "--env", "NoSuch-v0"], "cannot make 'NoSuch-v0'"),
+        ("collect", ["EMPTY", "--env", "CartPole-v1", "--frame.key", "pixels"], "no entry 'pixels'"),
+        ("collect", ["RUN", "--env", "CarRacing-v3", "--backend", "sync"], "holds other rollouts"),
+        ("train_vae", ["EMPTY"], "no rollouts in"),
+        ("train_vae", ["RUN", "--device", "cuda"], "use --device cpu"),
+        ("encode", ["EMPTY"], "no rollouts in"),
+        ("train_agent", ["EMPTY"], "no rollouts in"),
+        ("evaluate", ["EMPTY"], "no rollouts in"),
+        ("report", ["EMPTY"], "cannot read"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence(tiny_run, tmp_path, module, arguments, words):
+    places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path / "empty")}
+    result = cli(module, *(places.get(a, a) for a in arguments))
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(words, last)
+
+
+def test_a_failed_stage_leaves_a_finished_run_as_it_was(tiny_run):
+    """``train_vae RUN --device cuda`` above has failed; the run's record still says done."""
+    assert cli("train_vae", str(tiny_run), "--device", "cuda").returncode == 1
+    assert json.loads((tiny_run / "stages.json").read_text())["train_vae"]["done"]

@@ -1,0 +1,385 @@
+"""Episodes on disk: whole or not at all, verified, and independent of each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worldvae.checkpoint import CheckpointError, read_json, write_json
+from worldvae.frames import FrameSpec
+from worldvae.rollouts import DamagedEpisode, Episode, RolloutStore, describe_space, space_from, split_episodes
+
+ROOT = Path(__file__).parents[1]
+SPEC = FrameSpec(6, 5, 3)
+ACTIONS = Box(-1, 1, (2,), np.float32)
+
+
+def episode(seed: int, length: int = 4, spec: FrameSpec = SPEC) -> Episode:
+    """Noise that the seed determines."""
+    rng = np.random.default_rng(seed)
+    return Episode(
+        frames=rng.integers(0, 256, (length + 1, *spec.shape), dtype=np.uint8),
+        actions=rng.uniform(-1, 1, (length, 2)).astype(np.float32),
+        rewards=rng.normal(size=length).astype(np.float32),
+        visible=np.arange(length + 1) < length,
+        terminated=bool(seed % 2),
+        truncated=not seed % 2,
+        seed=seed,
+        policy="noise",
+        env_steps=4 * length,
+    )
+
+
+def create(path: Path, **changes: Any) -> RolloutStore:
+    given = {"env_id": "tests/Dot-v0", "frame_spec": SPEC, "action_space": ACTIONS, **changes}
+    return RolloutStore.create(path, **given)
+
+
+def assert_same(one: Episode, two: Episode) -> None:
+    for field in dataclasses.fields(Episode):
+        a, b = getattr(one, field.name), getattr(two, field.name)
+        assert type(a) is type(b), field.name
+        if isinstance(a, np.ndarray):
+            assert a.dtype == b.dtype, field.name
+            np.testing.assert_array_equal(a, b, field.name)
+        else:
+            assert a == b, field.name
+
+
+def run_python(code: str, *arguments: object) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_episodes_come_back_as_they_were(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    written = [episode(seed, length=seed + 1) for seed in range(4)]
+    for e in written:
+        store.append(e)
+    for opened in (store, RolloutStore(tmp_path)):
+        assert len(opened) == 4
+        for e, back in zip(written, opened, strict=True):
+            assert len(back) == len(e)
+            assert_same(back, e)
+
+
+@given(
+    length=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    channels=st.sampled_from([1, 3]),
+    space=st.sampled_from([Box(-1, 1, (2, 2), np.float64), Discrete(3), MultiDiscrete([2, 3])]),
+    seed=st.integers(0, 10**6),
+)
+def test_frames_and_actions_of_any_shape_and_type_are_kept(
+    tmp_path_factory: pytest.TempPathFactory,
+    length: int,
+    size: tuple[int, int],
+    channels: int,
+    space: gymnasium.Space,
+    seed: int,
+) -> None:
+    path = tmp_path_factory.mktemp("rollouts")
+    spec = FrameSpec(*size, channels)  # type: ignore[arg-type]
+    space.seed(seed)
+    actions = np.stack([space.sample() for _ in range(length)])
+    e = dataclasses.replace(episode(seed, length, spec), actions=actions)
+    create(path, frame_spec=spec, action_space=space).append(e)
+    store = RolloutStore(path)
+    assert store.frame_spec == spec
+    assert store.action_space == space
+    assert_same(store[0], e)
+
+
+def test_headers_tell_length_seed_and_cost_without_reading_frames(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for seed in (7, 3):
+        store.append(episode(seed, length=seed))
+    assert store.seeds == {3, 7}
+    assert store.env_steps == 4 * (3 + 7)
+    assert store.header(0) == {
+        "terminated": True,
+        "truncated": False,
+        "seed": 7,
+        "policy": "noise",
+        "env_steps": 28,
+        "length": 7,
+    }
+
+
+def test_blanked_frames_are_left_out_of_the_visible_ones(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    blanked, all_visible = episode(0), dataclasses.replace(episode(1), visible=np.ones(5, bool))
+    store.append(blanked)
+    store.append(all_visible)
+    np.testing.assert_array_equal(store.visible_frames(0), blanked.frames[:-1])
+    np.testing.assert_array_equal(store.visible_frames(1), all_visible.frames)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": np.zeros((5, 6, 5, 3), np.float32)}, "uint8"),
+        ({"frames": np.zeros((5, 6, 5), np.uint8)}, r"\[T\+1, H, W, C\]"),
+        ({"frames": np.zeros((4, 6, 5, 3), np.uint8)}, r"T\+1 frames"),
+        ({"actions": np.zeros((5, 2), np.float32)}, r"T\+1 frames"),
+        ({"visible": np.ones(4, bool)}, r"T\+1 frames"),
+        ({"rewards": np.zeros(5, np.float32)}, r"T\+1 frames"),
+        ({"rewards": np.array([0, np.nan, 0, 0], np.float32)}, "seed 5: a reward is not a finite number"),
+        ({"rewards": np.array([0, np.inf, 0, 0], np.float32)}, "seed 5: a reward is not a finite number"),
+    ],
+)
+def test_an_episode_that_does_not_add_up_cannot_be_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(episode(5), **changes)
+
+
+def test_frames_of_another_shape_are_refused(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    with pytest.raises(ValueError, match="not of the store's"):
+        store.append(episode(0, spec=FrameSpec(5, 6, 3)))
+    assert len(RolloutStore(tmp_path)) == 0
+
+
+def test_creating_again_opens_what_is_there_and_appending_goes_on(tmp_path: Path) -> None:
+    create(tmp_path).append(episode(0))
+    again = create(tmp_path)
+    again.append(episode(1))
+    assert [e.seed for e in RolloutStore(tmp_path)] == [0, 1]
+
+
+@pytest.mark.parametrize("kwargs", [{"size": (3, 4)}, {"levels": {1: 2}}, {"lap_complete_percent": 0.95}])
+def test_any_environment_arguments_let_collection_go_on(tmp_path: Path, kwargs: dict[str, Any]) -> None:
+    create(tmp_path, env_kwargs=kwargs).append(episode(0))
+    assert len(create(tmp_path, env_kwargs=kwargs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"env_id": "tests/Other-v0"}, "env_id"),
+        ({"frame_spec": FrameSpec(6, 5, 3, crop=(0, 1, 0, 0))}, "frame_spec"),
+        ({"action_space": Discrete(3)}, "action_space"),
+        ({"action_repeat": 2}, "action_repeat"),
+        ({"env_kwargs": {"length": 3}}, "env_kwargs"),
+    ],
+)
+def test_rollouts_of_another_kind_are_never_mixed_in(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    create(tmp_path)
+    with pytest.raises(CheckpointError, match=f"holds other rollouts .different {named}"):
+        create(tmp_path, **changes)
+
+
+def test_a_folder_without_rollouts_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no rollouts in"):
+        RolloutStore(tmp_path)
+
+
+def test_a_newer_format_asks_for_an_upgrade(tmp_path: Path) -> None:
+    manifest = create(tmp_path).manifest
+    write_json(tmp_path / "rollouts.json", {**manifest, "format_version": manifest["format_version"] + 1})
+    with pytest.raises(CheckpointError, match="upgrade"):
+        RolloutStore(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def three_episodes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A store of three episodes, and the bytes of the second."""
+    path = tmp_path_factory.mktemp("rollouts")
+    store = create(path)
+    for seed in range(3):
+        store.append(episode(seed))
+    return path, store.episodes.file(1).read_bytes()
+
+
+def assert_refused_or_unharmed(path: Path, read: Any) -> None:
+    """Damage to the second episode is told by its file's name, and harms no other."""
+    store = RolloutStore(path)
+    try:
+        read(store)
+    except DamagedEpisode as error:
+        if "episode-000001.safetensors" not in str(error):
+            raise
+    for i in (0, 2):
+        assert_same(store[i], episode(i))
+        assert store.header(i)["seed"] == i
+
+
+flips = st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+
+
+@settings(max_examples=400)
+@given(flip=flips)
+def test_an_episode_with_a_flipped_byte_is_refused_or_unharmed(
+    three_episodes: tuple[Path, bytes], flip: tuple[float, int]
+) -> None:
+    path, whole = three_episodes
+    flipped = bytearray(whole)
+    flipped[int(flip[0] * len(whole))] ^= flip[1]
+    RolloutStore(path).episodes.file(1).write_bytes(flipped)
+    assert_refused_or_unharmed(path, lambda store: assert_same(store[1], episode(1)))
+
+
+@settings(max_examples=400)
+@given(flip=flips)
+def test_a_header_with_a_flipped_byte_is_refused_or_unharmed(
+    three_episodes: tuple[Path, bytes], flip: tuple[float, int]
+) -> None:
+    path, whole = three_episodes
+    header = {k: v for k, v in vars(episode(1)).items() if not isinstance(v, np.ndarray)} | {"length": 4}
+    end = 8 + int.from_bytes(whole[:8], "little")  # safetensors: the length of its JSON, then the JSON
+    flipped = bytearray(whole)
+    flipped[int(flip[0] * end)] ^= flip[1]
+    RolloutStore(path).episodes.file(1).write_bytes(flipped)
+
+    def read(store: RolloutStore) -> None:
+        assert store.header(1) == header
+
+    assert_refused_or_unharmed(path, read)
+
+
+@given(kept=st.floats(0, 1, exclude_max=True))
+def test_a_cut_off_episode_is_refused(three_episodes: tuple[Path, bytes], kept: float) -> None:
+    path, whole = three_episodes
+    RolloutStore(path).episodes.file(1).write_bytes(whole[: int(kept * len(whole))])
+    for read in (lambda s: s[1], lambda s: s.header(1), lambda s: s.visible_frames(1)):
+        store = RolloutStore(path)
+        with pytest.raises(DamagedEpisode, match=r"episode-000001\.safetensors is damaged"):
+            read(store)
+        assert_same(store[2], episode(2))
+
+
+def test_after_a_damaged_episode_is_deleted_the_others_keep_their_order(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for seed in range(3):
+        store.append(episode(seed))
+    store.episodes.file(1).unlink()
+    opened = RolloutStore(tmp_path)
+    opened.append(episode(9))
+    assert [e.seed for e in RolloutStore(tmp_path)] == [0, 2, 9]
+
+
+WRITE_FOREVER = """
+import builtins, io, sys, time
+from pathlib import Path
+from tests.test_rollouts import BIG, create, episode
+
+class SlowDisk(io.FileIO):
+    def write(self, data):
+        for start in range(0, len(data), 1 << 16):
+            super().write(data[start : start + (1 << 16)])
+            time.sleep(0.001)
+        return len(data)
+
+store = create(Path(sys.argv[1]), frame_spec=BIG)
+builtins.open = lambda path, mode: SlowDisk(path, mode)
+while True:
+    store.append(episode(len(store), 20, BIG))
+    print(len(store), flush=True)
+"""
+BIG = FrameSpec(200, 200, 3)
+
+
+def test_a_killed_writer_loses_no_finished_episode(tmp_path: Path) -> None:
+    for _ in range(3):
+        writer = run_python(WRITE_FOREVER, tmp_path)
+        assert writer.stdout is not None
+        told = [int(writer.stdout.readline()) for _ in range(2)]
+        names = os.listdir(tmp_path)
+        while set(os.listdir(tmp_path)) <= set(names):
+            pass  # until the next file appears: its bytes are being written now
+        os.kill(writer.pid, signal.SIGKILL)
+        rest = writer.communicate()[0]
+        told += [int(line) for line in rest.split()]  # each told once its episode was on disk
+        store = RolloutStore(tmp_path)
+        assert len(store) >= max(told)
+        for i, e in enumerate(store):
+            assert_same(e, episode(i, 20, BIG))
+    last = RolloutStore(tmp_path)
+    last.append(episode(len(last), 20, BIG))
+    assert [e.seed for e in RolloutStore(tmp_path)] == list(range(len(last)))
+
+
+FILL_THE_DISK = """
+import os, resource, signal, sys
+from pathlib import Path
+from tests.test_rollouts import BIG, episode
+from worldvae.checkpoint import CheckpointError
+from worldvae.rollouts import RolloutStore
+
+store = RolloutStore(Path(sys.argv[1]))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+try:
+    store.append(episode(1, 20, BIG))
+except CheckpointError as error:
+    print(error)
+print(len(store), *sorted(os.listdir(sys.argv[1])))
+store.append(episode(2, 1, BIG))
+"""
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_harms_nothing(tmp_path: Path) -> None:
+    create(tmp_path, frame_spec=BIG).append(episode(0, 20, BIG))
+    out, errors = run_python(FILL_THE_DISK, tmp_path).communicate(timeout=60)
+    assert errors == ""
+    sentence, left = out.splitlines()
+    assert sentence.startswith("no space left for")
+    assert "episode-000001.safetensors" in sentence
+    assert left == "1 episode-000000.safetensors rollouts.json"  # nothing temporary
+    first, second = RolloutStore(tmp_path)
+    assert_same(first, episode(0, 20, BIG))
+    assert_same(second, episode(2, 1, BIG))  # what fitted again after space was made
+
+
+@given(
+    st.sampled_from(
+        [
+            Box(-1, 1, (3,), np.float32),
+            Box(np.array([-1, 0, 0], np.float32), np.array([1, 1, 1], np.float32)),
+            Box(-np.inf, np.inf, (2,), np.float64),
+            Box(0, 255, (2, 2), np.uint8),
+            Discrete(4),
+            Discrete(4, start=-2),
+            MultiDiscrete([2, 5]),
+            MultiDiscrete([2, 5], start=[1, -1]),
+        ]
+    )
+)
+def test_an_action_space_comes_back_from_its_description(
+    tmp_path_factory: pytest.TempPathFactory, space: gymnasium.Space
+) -> None:
+    path = tmp_path_factory.mktemp("space") / "space.json"
+    write_json(path, describe_space(space))
+    assert space_from(read_json(path)) == space
+
+
+def test_an_action_space_that_cannot_be_stored_is_refused() -> None:
+    with pytest.raises(ValueError, match="actions must be Box, Discrete or MultiDiscrete"):
+        describe_space(gymnasium.spaces.MultiBinary(3))
+
+
+@given(count=st.integers(2, 200), held_out=st.floats(0, 1), seed=st.integers(0, 99))
+def test_a_split_holds_out_whole_episodes_and_loses_none(count: int, held_out: float, seed: int) -> None:
+    train, test = split_episodes(count, held_out, seed)
+    assert sorted(train + test) == list(range(count))
+    assert train
+    assert test
+    assert abs(len(test) - held_out * count) <= 1
+    assert split_episodes(count, held_out, seed) == (train, test)
+
+
+def test_one_episode_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        split_episodes(1, 0.1, 0)

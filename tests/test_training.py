@@ -1,0 +1,110 @@
+"""A codec trained on real episodes of the dot environment: good, exact on resume, seeded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dots import record_dots
+from worldvae import FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
+from worldvae.frames import to_unit
+from worldvae.measures.images import psnr
+from worldvae.measures.latents import active_units
+from worldvae.rollouts import split_episodes
+from worldvae.training import VAELearner
+
+CONFIG = VAETrainingConfig(
+    latent_size=4, objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=8, batch_size=32, device="cpu"
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> RolloutStore:
+    return record_dots(tmp_path_factory.mktemp("rollouts"), episodes=24, env_kwargs={"target": 12.0})
+
+
+@pytest.fixture(scope="module")
+def trained(store, tmp_path_factory) -> tuple[FrameVAE, Path]:
+    folder = tmp_path_factory.mktemp("vae")
+    return train_vae(store, CONFIG, folder), folder
+
+
+def held_out_frames(store: RolloutStore) -> np.ndarray:
+    _, held_out = split_episodes(len(store), CONFIG.held_out, CONFIG.seed)
+    return np.concatenate([store.visible_frames(e) for e in held_out])
+
+
+def test_reconstructions_of_held_out_episodes_beat_the_mean_frame(store, trained):
+    vae, _ = trained
+    frames = held_out_frames(store)
+    decoded = vae.decode(vae.encode(frames).mean.numpy())
+
+    def quality(guess):
+        return psnr(float(np.square((guess.astype(float) - frames) / 255).mean()))
+
+    assert quality(decoded) > quality(frames.mean(0, keepdims=True)) + 1
+
+
+def test_the_config_tells_what_the_codec_reached(trained):
+    vae, folder = trained
+    told = json.loads((folder / "config.json").read_text())["training"]
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert told["held_out_loss"] == min(entry["held_out_loss"] for entry in entries)
+    assert told["held_out_kl"] > 1
+    assert vae.noise_sd.item() == pytest.approx(10 ** (-told["psnr"] / 20), rel=1e-4)  # PSNR = -20 log10(rmse)
+
+
+def test_frames_unlike_the_training_frames_are_more_novel(store, trained):
+    vae, _ = trained
+    frames = held_out_frames(store)
+    assert vae.novelty(255 - frames).min() > vae.novelty(frames).max()
+
+
+def test_an_interrupted_training_ends_with_the_same_bytes(store, trained, tmp_path, monkeypatch):
+    _, unbroken = trained
+    step, calls = VAELearner.step, iter(range(20))
+
+    def interrupted(self, frames):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return step(self, frames)
+
+    monkeypatch.setattr(VAELearner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(store, CONFIG, tmp_path)
+    monkeypatch.undo()
+    train_vae(store, CONFIG, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+
+
+def test_another_seed_trains_another_codec(store, trained, tmp_path):
+    config = VAETrainingConfig(latent_size=4, passes=0.2, batch_size=32, device="cpu", seed=1)
+    other = train_vae(store, config, tmp_path)
+    assert other.sha256 != trained[0].sha256
+
+
+def test_colour_jitter_blurs_what_the_encoder_sees_but_not_the_target(store):
+    learner = VAELearner(VAETrainingConfig(latent_size=4, device="cpu", colour_jitter=0.1), FrameVAE().config)
+    images = to_unit(torch.from_numpy(held_out_frames(store)[:8]))
+    before = images.clone()
+    jittered = learner._jitter(images)
+    assert torch.equal(images, before)
+    assert (jittered - images).abs().mean() > 0.005
+    assert jittered.min() >= 0
+    assert jittered.max() <= 1
+
+
+def test_one_episode_is_too_few_and_it_says_so(tmp_path):
+    with pytest.raises(ValueError, match="at least 2"):
+        train_vae(record_dots(tmp_path / "r", episodes=1), CONFIG, tmp_path / "v")
+
+
+def test_active_units_counts_latents_that_vary():
+    means = torch.zeros(100, 3)
+    means[:, 0] = torch.linspace(-1, 1, 100)  # variance 0.34
+    means[:, 1] = torch.linspace(-0.1, 0.1, 100)  # variance 0.0034
+    assert active_units(means) == 1
