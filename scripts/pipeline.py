@@ -49,7 +49,7 @@ DRIVING = CollectConfig(
 QUICK = PipelineConfig(
     collect=DRIVING,
     official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
-    vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10, learning_rate=1e-3),
+    vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10),
     agent=AgentConfig(learning=LearningConfig(env_steps=260_000, updates=12, minutes=11)),
     evaluate=EvaluateConfig(episodes=20),
 )

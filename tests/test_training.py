@@ -49,6 +49,23 @@ def test_reconstructions_of_held_out_episodes_beat_the_mean_frame(store, trained
     assert quality(decoded) > quality(frames.mean(0, keepdims=True)) + 1
 
 
+def test_bright_things_on_black_survive_the_first_steps(store, trained):
+    """Without the decoder's start at the mean colour every reconstruction here stays black."""
+    vae, _ = trained
+    frames = held_out_frames(store)
+    decoded = vae.decode(vae.encode(frames).mean.numpy())
+    bright = frames > 200
+    assert decoded[bright].mean() > 150
+    assert decoded[frames < 20].mean() < 30
+
+
+def test_an_untrained_decoder_started_from_a_colour_paints_it():
+    colour = torch.tensor([0.1, 0.5, 0.8])
+    vae = FrameVAE()
+    vae.start_from_colour(colour)
+    np.testing.assert_allclose(vae.sample(4).mean((0, 1, 2)) / 255, colour, atol=0.03)
+
+
 def test_the_config_tells_what_the_codec_reached(trained):
     vae, folder = trained
     told = json.loads((folder / "config.json").read_text())["training"]

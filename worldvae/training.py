@@ -36,7 +36,7 @@ class VAETrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     passes: float = 8.0
     batch_size: int = 128
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     colour_jitter: float = 0.02
     held_out: float = 0.1
     seed: int = 0
@@ -55,6 +55,7 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     folder = Path(folder)
     train, held_out = split_episodes(len(store), config.held_out, config.seed)
     learner = VAELearner(config, FrameVAEConfig(frame=store.frame_spec, latent_size=config.latent_size))
+    learner.vae.start_from_colour(mean_colour(store, train))
     frames = sum(len(store.visible_frames(e)) for e in train)
     steps = max(1, round(config.passes * frames / config.batch_size))
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
@@ -69,6 +70,13 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
         observe=judge,
     )
     return FrameVAE.load(folder, learner.device)
+
+
+def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) -> Tensor:
+    """The frames' mean colour, float32 [C] in [0, 1], over at most so many episodes."""
+    chosen = episodes[:: -(-len(episodes) // most)]
+    colours = [store.visible_frames(e).mean((0, 1, 2)) / 255 for e in chosen]
+    return torch.from_numpy(np.mean(colours, 0)).float()
 
 
 class VAELearner:

@@ -133,6 +133,18 @@ class FrameVAE(nn.Module):
     def device(self) -> torch.device:
         return self.noise_sd.device
 
+    @torch.no_grad()
+    def start_from_colour(self, colour: Tensor) -> None:
+        """Makes the untrained decoder paint ``colour``, float [C] in [0, 1].
+
+        Without it the first steps push every pixel of a dark environment to black at once, far into
+        the sigmoid's flat end, and small bright things may never come back.
+        """
+        last = self.decoder.deconvs[-1]
+        assert isinstance(last, nn.ConvTranspose2d)
+        assert last.bias is not None
+        last.bias.copy_(torch.logit(colour.clamp(0.01, 0.99)))
+
     def posterior(self, images: Tensor) -> DiagonalGaussian:
         """float [B, C, H, W] in [0, 1] -> q(z | x), in float32 under autocast too."""
         mean, logvar = self.encoder(images)
