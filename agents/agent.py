@@ -31,8 +31,16 @@ KIND = "latent-agent"
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """Attributes: what it observes, the codec it was trained with (latent size Z and hash), its
-    single action space, how many env steps each action lasts, and its hidden width."""
+    """What a trained agent needs to know to act.
+
+    Attributes:
+        observation: what it sees.
+        latent_size: Z of its codec.
+        codec_sha256: the codec it was trained with.
+        action_space: of a single environment.
+        action_repeat: env steps that each action lasts.
+        hidden: width of its hidden layers.
+    """
 
     observation: ObservationConfig
     latent_size: int

@@ -32,8 +32,14 @@ MakePolicy = Callable[[VectorEnv], BehaviourPolicy]
 
 @dataclass(frozen=True)
 class Scores:
-    """Attributes: one entry an episode, in the order of ``seeds``; returns are undiscounted sums of
-    the environment's own rewards, lengths are env steps; wall_seconds is the whole evaluation's."""
+    """One entry an episode, in the order of ``seeds``.
+
+    Attributes:
+        seeds: one ``reset(seed=...)`` each.
+        returns: undiscounted sums of the environment's own rewards.
+        lengths: in env steps.
+        wall_seconds: the whole evaluation's.
+    """
 
     seeds: tuple[int, ...]
     returns: tuple[float, ...]

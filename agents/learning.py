@@ -29,18 +29,26 @@ from agents.observations import (
 from agents.replay import Replay, TransitionBatch
 from agents.sac import SAC, SACConfig
 from worldvae.fit import FitConfig, Metrics, fit, pick_device
-from worldvae.latents import LatentStore
+from worldvae.latents import LatentEpisode, LatentStore
 from worldvae.record import interact
 
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """Attributes:
-    env_steps: emulator steps to play, at most.
-    updates: gradient steps after each step of the N environments.
-    reward_clip, reward_scale: rewards of a decision are clipped, then scaled, for learning only.
-    warm_up: decisions with random actions (each environment) where no rollouts start the replay.
-    minutes: stop earlier after so much wall time.
+    """How an agent plays and learns.
+
+    Attributes:
+        env_steps: emulator steps to play, at most.
+        updates: gradient steps after each step of the N environments.
+        batch_size: transitions a gradient step.
+        replay_capacity: transitions kept.
+        reward_clip, reward_scale: rewards of a decision are clipped, then scaled, for learning only.
+        warm_up: decisions with random actions (each environment) where no rollouts start the replay.
+        minutes: stop earlier after so much wall time.
+        observation: what the controller sees.
+        sac: the learner's settings.
+        seed: of weights, noise and episodes.
+        device: cpu, cuda, or auto.
     """
 
     env_steps: int = 250_000
@@ -75,12 +83,18 @@ def train_agent(
         rollouts: encoded episodes of the same environment that the replay starts with.
 
     Raises:
-        ValueError: an action space other than Box or Discrete, or no CUDA where asked for.
+        ValueError: an action space other than Box or Discrete, too few env steps, or no CUDA where
+            asked for.
     """
     folder = Path(folder)
     learner = Learner(env, config, rollouts)
-    vector_steps = config.env_steps // (env.num_envs * action_repeat)
-    steps = max(1, vector_steps * config.updates)
+    learning_steps = config.env_steps // (env.num_envs * action_repeat) - learner.warm_up
+    if learning_steps < 1:
+        raise ValueError(
+            f"{config.env_steps} env steps are over before learning begins ({learner.warm_up} warm-up decisions of "
+            f"{action_repeat} env steps in {env.num_envs} environments): play more"
+        )
+    steps = learning_steps * config.updates
     every = max(1, min(1000, steps // 20))
     seconds = None if config.minutes is None else config.minutes * 60
     log = fit(
@@ -128,8 +142,8 @@ class Learner:
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=30)
         self.warm_up = config.warm_up if rollouts is None else 0
-        for i in range(0 if rollouts is None else len(rollouts)):
-            self._remember_episode(rollouts, i)  # type: ignore[arg-type]
+        for episode in rollouts or ():
+            self._remember_episode(episode)
 
     def batches(self, start: int) -> Iterator[TransitionBatch]:
         """Plays one step in all environments, yields ``updates`` batches, and so on."""
@@ -144,10 +158,10 @@ class Learner:
             ended = step.done & kept
             self.episodes += int(ended.sum())
             self.returns.extend(running[ended].tolist())
-            self._remember(
+            self.replay.add(
                 policy.observations_t[kept],
                 policy.actions_t[kept],
-                step.rewards_tp1[kept],
+                self._reward(step.rewards_tp1[kept]),
                 step.terminated[kept],
                 policy.stack.peek(step.observations_tp1)[kept],
             )
@@ -162,25 +176,18 @@ class Learner:
         played: Metrics = {"env_steps": self.env_steps, "episodes": self.episodes}
         return {**played, "return": float(np.mean(self.returns))} if self.returns else played
 
-    def _remember_episode(self, rollouts: LatentStore, i: int) -> None:
-        episode = rollouts[i]
+    def _remember_episode(self, episode: LatentEpisode) -> None:
         seen = observations_of(episode, self.config.observation, self.space)
         terminated = np.zeros(len(episode.rewards), bool)
         terminated[-1] = episode.terminated
         kept = episode.visible[1:] | terminated  # a blanked successor says nothing, but an end does
         actions = as_vector(episode.actions, self.space)
-        self._remember(seen[:-1][kept], actions[kept], episode.rewards[kept], terminated[kept], seen[1:][kept])
+        rewards = self._reward(episode.rewards[kept])
+        self.replay.add(seen[:-1][kept], actions[kept], rewards, terminated[kept], seen[1:][kept])
 
-    def _remember(
-        self,
-        observations_t: NDArray[np.float32],
-        actions_t: NDArray[np.float32],
-        rewards_tp1: NDArray[Any],
-        terminated: NDArray[np.bool_],
-        observations_tp1: NDArray[np.float32],
-    ) -> None:
-        rewards = np.clip(rewards_tp1, *self.config.reward_clip) * self.config.reward_scale
-        self.replay.add(observations_t, actions_t, rewards, terminated, observations_tp1)
+    def _reward(self, rewards: NDArray[Any]) -> NDArray[Any]:
+        """What is learned from: clipped and scaled."""
+        return np.clip(rewards, *self.config.reward_clip) * self.config.reward_scale
 
     def state_dict(self) -> dict[str, Any]:
         return {

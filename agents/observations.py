@@ -18,8 +18,12 @@ from worldvae.latents import LatentEpisode
 
 @dataclass(frozen=True)
 class ObservationConfig:
-    """Attributes: how many frames' latents are stacked (velocity is invisible in one), and
-    whether the action that led here is appended (one-hot where discrete)."""
+    """What a controller sees.
+
+    Attributes:
+        stack: how many frames' latents (velocity is invisible in one).
+        last_action: append the action that led here (one-hot where discrete).
+    """
 
     stack: int = 4
     last_action: bool = True

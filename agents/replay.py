@@ -13,9 +13,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TransitionBatch:
-    """Attributes: observations_t and observations_tp1 float32 [B, O], actions_t float32 [B, A]
-    (in [-1, 1], or one-hot), rewards_tp1 float32 [B], continues float32 [B] (0 where the task
-    terminated; a time limit continues)."""
+    """B transitions to learn from.
+
+    Attributes:
+        observations_t, observations_tp1: float32 [B, O]
+        actions_t: float32 [B, A] in [-1, 1], or one-hot.
+        rewards_tp1: float32 [B]
+        continues: float32 [B]; 0 where the task terminated (a time limit continues).
+    """
 
     observations_t: Tensor
     actions_t: Tensor

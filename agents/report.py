@@ -45,6 +45,7 @@ def write_report(run: Path) -> str:
         ("Film", _film(run / "pictures")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
+        ("Latents", _image(_latent_bars(read_json(run / "latents" / "statistics.json")), "png")),
         ("Bytes per frame", _table(("stored as", "bytes", "PSNR dB"), _size_rows(run / "latents" / "sizes.json"))),
         ("To reproduce", _commands(run, evaluation)),
         ("Config", _pre(json.dumps(read_json(run / "config.json"), indent=1))),
@@ -86,11 +87,7 @@ def _log(folder: Path) -> list[dict[str, float]]:
 
 def _curves(log: list[dict[str, float]], evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
     """Return against env steps and against minutes, as PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the report needs matplotlib: pip install 'worldvae[report]'") from error
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    figure = _figure()
     left, right = figure.subplots(1, 2, sharey=True)
     collected, spent = evaluation["env_steps"]["collect"], evaluation["wall_seconds"]
     before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
@@ -105,6 +102,31 @@ def _curves(log: list[dict[str, float]], evaluation: dict[str, Any], random: dic
         axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
     left.legend()
+    return _png(figure)
+
+
+def _latent_bars(statistics: dict[str, list[float]]) -> bytes:
+    """Each latent's KL, and the mean and spread of its posterior means, largest KL first, as PNG."""
+    figure = _figure()
+    left, right = figure.subplots(1, 2)
+    order = sorted(range(len(statistics["kl"])), key=lambda j: -statistics["kl"][j])
+    kl, mean, sd = ([statistics[name][j] for j in order] for name in ("kl", "mean", "sd"))
+    left.bar(range(len(order)), kl)
+    left.set(xlabel="latent, by KL", ylabel="KL to the prior, nats per frame")
+    right.errorbar(range(len(order)), mean, sd, fmt="o", capsize=2)
+    right.set(xlabel="latent, by KL", ylabel="posterior means: mean ± sd over frames")
+    return _png(figure)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("the report needs matplotlib: pip install 'worldvae[report]'") from error
+    return Figure(figsize=(10, 3.6), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=110)
     return buffer.getvalue()

@@ -25,12 +25,16 @@ QFunction = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Attributes:
-    discount: per decision (an action repeat is one decision).
-    target_entropy: nats per action: Box, -1 per dimension; Discrete, that share of log(choices).
-        None takes these defaults (for Discrete 0.3 of the maximum).
-    initial_alpha: first entropy temperature; tuned from then on.
-    tau: how far the target critics follow a step.
+    """How the learner learns.
+
+    Attributes:
+        hidden: width of both hidden layers.
+        discount: per decision (an action repeat is one decision).
+        learning_rate: Adam's, for actor, critics and temperature.
+        target_entropy: nats per action; by default -1 per dimension (Box), or 0.3 of the
+            maximum log(choices) (Discrete).
+        initial_alpha: first entropy temperature; tuned from then on.
+        tau: how far the target critics follow in a step.
     """
 
     hidden: int = 256

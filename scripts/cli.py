@@ -28,7 +28,7 @@ def run(main: Callable[..., Any]) -> None:
     130. WORLDVAE_DEBUG=1 shows the traceback instead.
     """
     try:
-        tyro.cli(main, description=main.__doc__)
+        tyro.cli(main)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError) as error:

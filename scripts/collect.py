@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.agent import Agent, PixelAgent
+from agents.evaluation import SELECTION_SEEDS
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.environments import Backend, CutWithoutReward, make_vector_env
@@ -24,11 +25,22 @@ from worldvae.vae import FrameVAE
 
 @dataclass(frozen=True)
 class CollectConfig:
-    """Attributes:
-    env: any Gymnasium id with image observations, or that renders rgb_array.
-    patience: an episode is cut after so many env steps without a positive reward.
-    policy: who acts; ``agent`` is the one saved in the run folder ``agent_run``.
-    first_seed: episodes are listed under first_seed, first_seed + 1, ...
+    """What to play, how, and what to keep.
+
+    Attributes:
+        env: any Gymnasium id with image observations, or that renders rgb_array.
+        episodes: how many are listed, under first_seed, first_seed + 1, ...
+        backend: auto takes EnvPool where it is installed and knows the id, else processes.
+        num_envs: environments stepped together.
+        action_repeat: env steps that each action lasts.
+        max_episode_steps: truncate earlier than the id's own limit.
+        patience: cut an episode after so many env steps without a positive reward.
+        env_kwargs: arguments of the environment.
+        frame: how pixels become frames.
+        policy: who acts; agent is the one saved in the run folder agent_run.
+        correlated: how correlated actions wander.
+        agent_run: see policy.
+        first_seed: training seeds lie below 1,000,000.
     """
 
     env: str = "CarRacing-v3"
@@ -48,6 +60,10 @@ class CollectConfig:
 
 def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
     """Records the listed episodes that ``run`` does not hold yet, and prints a summary."""
+    if config.episodes < 1 or config.first_seed < 0 or config.first_seed + config.episodes > SELECTION_SEEDS:
+        raise ValueError(
+            f"rollouts need at least one episode and seeds in 0..{SELECTION_SEEDS - 1:,}, the training seeds"
+        )
     env = make_vector_env(
         config.env,
         config.num_envs,

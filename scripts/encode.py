@@ -9,6 +9,7 @@ from scripts.run_folder import RunFolder
 from worldvae.checkpoint import write_json
 from worldvae.latents import LatentStore, Precision, bytes_per_frame, encode, round_trip_mse
 from worldvae.measures.images import image_format_sizes, psnr
+from worldvae.measures.latents import statistics
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
 
@@ -22,6 +23,8 @@ def encode_rollouts(run: RunFolder, precision: Precision = "float32") -> LatentS
     sizes |= image_format_sizes(frames)
     sizes["raw uint8"] = (float(frames[0].nbytes), float("inf"))
     write_json(run.latents / "sizes.json", {name: {"bytes": b, "psnr": str(p)} for name, (b, p) in sizes.items()})
+    described = statistics(*(np.concatenate([getattr(e, name) for e in latents]) for name in ("mean", "logvar")))
+    write_json(run.latents / "statistics.json", {name: v.round(4).tolist() for name, v in vars(described).items()})
     print(cli.table([("stored as", "bytes per frame", "PSNR dB"), *((n, b, p) for n, (b, p) in sizes.items())]))
     return latents
 

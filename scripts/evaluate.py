@@ -21,11 +21,15 @@ from worldvae.vae import FrameVAE
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Attributes:
-    policy: the run's agent, or uniformly random actions (each played as long as the agent's).
-    first_seed: episodes are played on first_seed, first_seed + 1, ...; test seeds start at 2,000,000.
-    workers: environments stepped in parallel processes.
-    film: record the first seed as WebM and GIF: real | reconstruction.
+    """Whom to judge, on which episodes.
+
+    Attributes:
+        policy: the run's agent, or uniformly random actions (each played as long as the agent's).
+        episodes: how many, on first_seed, first_seed + 1, ...
+        first_seed: test seeds start at 2,000,000.
+        workers: environments stepped in parallel processes.
+        max_episode_steps: truncate earlier than the id's own limit (then it is no official score).
+        film: record the first seed as WebM and GIF: real | reconstruction.
     """
 
     policy: Literal["agent", "random"] = "agent"

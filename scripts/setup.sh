@@ -11,6 +11,7 @@ set_up() {
         echo "error: worldvae needs Python >= 3.11; name one by PYTHON=/path/to/python" >&2
         exit 1
     fi
+    echo "setting up .venv (once; a minute or two)"
     [ -x .venv/bin/python ] || "$python" -m venv .venv
     .venv/bin/python -m pip install --quiet -c scripts/constraints.txt torch==2.13.0
     .venv/bin/python -m pip install --quiet -c scripts/constraints.txt -e ".[$extras]"

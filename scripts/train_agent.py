@@ -17,10 +17,15 @@ from worldvae.wrappers import LatentVectorObservation
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Attributes:
-    patience: an episode is cut, as by a time limit, after so many env steps without a positive
-        reward (training only); None leaves episodes whole.
-    from_rollouts: the replay starts with the encoded rollouts.
+    """Where to learn, and how.
+
+    Attributes:
+        backend: auto takes EnvPool where it is installed and knows the id, else processes.
+        num_envs: environments stepped together.
+        patience: an episode is cut, as by a time limit, after so many env steps without a positive
+            reward (training only); None leaves episodes whole.
+        from_rollouts: the replay starts with the encoded rollouts.
+        learning: how the agent plays and learns.
     """
 
     backend: Backend = "auto"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,7 @@ from worldvae import (
     CheckpointError,
     FrameVAE,
     FrameVAEConfig,
+    LatentObservation,
     LatentVectorObservation,
     ObjectiveConfig,
     VAETrainingConfig,
@@ -66,6 +69,30 @@ def test_an_agent_learns_from_pixels_and_plays_from_its_file(pipeline):
     assert entries[-1]["env_steps"] == CONFIG.env_steps // 8 * 8
 
 
+def test_stable_baselines3_learns_on_the_latent_observations(pipeline):
+    sb3 = pytest.importorskip("stable_baselines3")
+    env_id, _, vae, _ = pipeline
+    env = LatentObservation(gymnasium.make(env_id, **MIDDLE), vae)
+    settings = {"gamma": 0.9, "learning_starts": 100, "batch_size": 128, "seed": 0, "device": "cpu"}
+    if env_id == "tests/Dot-v0":
+        model = sb3.SAC("MlpPolicy", env, learning_rate=1e-3, **settings)
+        model.learn(1500)
+    else:
+        model = sb3.DQN("MlpPolicy", env, learning_rate=1e-3, exploration_fraction=0.5, train_freq=1, **settings)
+        model.learn(3000)
+    returns = []
+    for seed in range(2_000_000, 2_000_010):
+        z, _ = env.reset(seed=seed)
+        total, over = 0.0, False
+        while not over:
+            action, _ = model.predict(z, deterministic=True)
+            z, reward, terminated, truncated, _ = env.step(action)
+            total, over = total + reward, terminated or truncated
+        returns.append(total)
+    random = evaluate(env_id, _random_policy, range(2_000_000, 2_000_020), workers=2, env_kwargs=MIDDLE)
+    assert np.mean(returns) > random.ci95[1] + 3
+
+
 def test_an_interrupted_agent_goes_on_with_all_it_had_learned(pipeline, tmp_path, monkeypatch):
     env_id, _, vae, latents = pipeline
     from agents.sac import SAC
@@ -87,6 +114,15 @@ def test_an_interrupted_agent_goes_on_with_all_it_had_learned(pipeline, tmp_path
     assert len(learned) == CONFIG.env_steps // 8 * CONFIG.updates - 300
 
 
+def test_env_steps_are_counted_from_the_first_random_action_and_not_exceeded(pipeline, tmp_path):
+    env_id, _, vae, _ = pipeline
+    config = LearningConfig(env_steps=8 * 30 + 5, warm_up=10, updates=2, device="cpu")
+    train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256)
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["env_steps"] == 8 * 30
+    with pytest.raises(ValueError, match="play more"):
+        train_agent(latent_env(env_id, vae), replace(config, env_steps=80), tmp_path, codec_sha256=vae.sha256)
+
+
 def test_an_agent_refuses_another_codec(pipeline, tmp_path):
     env_id, _, vae, _ = pipeline
     config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
@@ -104,5 +140,5 @@ def test_a_saved_agent_acts_the_same_and_other_files_are_refused(pipeline, tmp_p
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     ours, theirs = (PixelAgent(a, vae, 3).act(frames) for a in (agent, Agent.load(tmp_path)))
     np.testing.assert_array_equal(ours, theirs)
-    with pytest.raises(CheckpointError, match="not a frame-vae"):
+    with pytest.raises(CheckpointError, match="not of kind frame-vae"):
         FrameVAE.load(tmp_path)

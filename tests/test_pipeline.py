@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+
+from worldvae import RolloutStore
 
 ROOT = Path(__file__).parent.parent
 EVALUATION_KEYS = {
@@ -50,7 +55,7 @@ def test_the_evaluation_tells_all_that_the_protocol_asks_for(tiny_run):
 def test_the_report_opens_offline_and_shows_every_picture(tiny_run):
     page = (tiny_run / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 5  # four of the codec, one of learning curves
+    assert page.count("data:image/png;base64,") == 6  # four of the codec, learning curves, latents
     assert page.count("data:video/webm;base64,") == 1
     assert "not made" not in page
     assert "published on v0" in page
@@ -99,6 +104,25 @@ def test_a_mistake_is_told_in_one_sentence(tiny_run, tmp_path, module, arguments
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(words, last)
+
+
+def test_ctrl_c_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "scripts.collect", str(tmp_path), "--episodes", "6", "--max-episode-steps", "30"]
+    command += ["--backend", "async", "--num-envs", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    give_up = time.monotonic() + 120
+    while not list((tmp_path / "rollouts").glob("episode-*")) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in stderr
+    kept = len(RolloutStore(tmp_path / "rollouts"))
+    assert 0 < kept < 6
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
+    store = RolloutStore(tmp_path / "rollouts")
+    assert sorted(episode.seed for episode in store) == list(range(6))
+    assert json.loads((tmp_path / "stages.json").read_text())["collect"]["done"]
 
 
 def test_a_failed_stage_leaves_a_finished_run_as_it_was(tiny_run):

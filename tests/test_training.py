@@ -13,7 +13,7 @@ from tests.dots import record_dots
 from worldvae import FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
-from worldvae.measures.latents import active_units
+from worldvae.measures.latents import active_units, statistics
 from worldvae.rollouts import split_episodes
 from worldvae.training import VAELearner
 
@@ -118,6 +118,17 @@ def test_colour_jitter_blurs_what_the_encoder_sees_but_not_the_target(store):
 def test_one_episode_is_too_few_and_it_says_so(tmp_path):
     with pytest.raises(ValueError, match="at least 2"):
         train_vae(record_dots(tmp_path / "r", episodes=1), CONFIG, tmp_path / "v")
+
+
+def test_latent_statistics_are_those_of_torch_and_numpy():
+    random = np.random.default_rng(0)
+    means, logvars = random.standard_normal((2, 50, 3)).astype(np.float32)
+    told = statistics(means, logvars)
+    posterior = torch.distributions.Normal(torch.from_numpy(means), torch.from_numpy(logvars / 2).exp())
+    unit = torch.distributions.Normal(torch.zeros(50, 3), torch.ones(50, 3))
+    np.testing.assert_allclose(told.kl, torch.distributions.kl_divergence(posterior, unit).mean(0), rtol=1e-4)
+    np.testing.assert_allclose(told.mean, means.mean(0), atol=1e-6)
+    np.testing.assert_allclose(told.sd, means.std(0), rtol=1e-4)
 
 
 def test_active_units_counts_latents_that_vary():

@@ -140,11 +140,11 @@ class TestLoadingNamesWhatIsWrong:
         assert str(folder) in str(caught.value)
 
     def test_nothing_there(self, tmp_path):
-        self.check(tmp_path / "nowhere", "no saved frame-vae")
+        self.check(tmp_path / "nowhere", "no frame-vae in")
 
     def test_a_file_of_another_kind(self, folder):
         self.edit(folder, kind="latent-agent")
-        self.check(folder, "not a frame-vae")
+        self.check(folder, "not of kind frame-vae")
 
     def test_a_future_format(self, folder):
         self.edit(folder, format_version=99)

@@ -99,10 +99,7 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises:
         CheckpointError: nothing there, another kind, a future format, or damaged files.
     """
-    if not (folder / "config.json").exists():
-        raise CheckpointError(f"no saved {kind} in {folder}: there is no config.json")
-    config = read_json(folder / "config.json")
-    check_header(config, kind, folder / "config.json")
+    config = read_manifest(folder / "config.json", kind)
     path = folder / "model.safetensors"
     try:
         data = path.read_bytes()
@@ -113,15 +110,22 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return safetensors.torch.load(data), config
 
 
-def check_header(header: Mapping[str, Any], kind: str, path: Path) -> None:
-    """Raises CheckpointError where ``header`` is of another kind or a newer format."""
-    version = header.get("format_version")
-    if header.get("kind") != kind:
-        raise CheckpointError(f"{path} is not a {kind} but: {header.get('kind', 'unknown')}")
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON that says what a folder holds.
+
+    Raises CheckpointError where it is missing, damaged, of another kind or a newer format.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no {kind} in {path.parent}: there is no {path.name}")
+    manifest = read_json(path)
+    version = manifest.get("format_version")
+    if manifest.get("kind") != kind:
+        raise CheckpointError(f"{path} is not of kind {kind} but: {manifest.get('kind', 'unknown')}")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {version}, this worldvae reads up to {FORMAT_VERSION}: upgrade worldvae"
         )
+    return manifest
 
 
 def save_tree(path: Path, tree: Any) -> None:

@@ -9,6 +9,8 @@ nothing of frames' sizes, policies or files.
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -64,6 +66,8 @@ def make_vector_env(
         return EnvPoolVectorEnv(env_id, num_envs, seed, action_repeat, max_episode_steps, kwargs)
 
     def make_one() -> gymnasium.Env:
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes us
         return ActionRepeat(make_pixel_env(env_id, key, max_episode_steps, kwargs), action_repeat)
 
     make_one().close()  # an unknown id is told here, in a sentence, not inside a worker

@@ -34,8 +34,13 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Attributes: how many steps, how often (in steps) to log and to checkpoint, and optionally
-    how many seconds of training at most (a run so ended is not reproducible to the byte)."""
+    """When to log, to checkpoint and to stop.
+
+    Attributes:
+        steps: how many steps there are.
+        log_every, checkpoint_every: in steps.
+        seconds: stop earlier after so much training (such a run is not reproducible to the byte).
+    """
 
     steps: int
     log_every: int = 100

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, check_header, read_json, write_json
+from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, read_manifest, write_json
 from worldvae.rollouts import EpisodeFolder, RolloutStore
 from worldvae.vae import FrameVAE
 
@@ -54,11 +54,7 @@ class LatentStore:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        manifest_path = self.path / "latents.json"
-        if not manifest_path.exists():
-            raise CheckpointError(f"no latents in {self.path}: there is no latents.json")
-        self.manifest = read_json(manifest_path)
-        check_header(self.manifest, self.KIND, manifest_path)
+        self.manifest = read_manifest(self.path / "latents.json", self.KIND)
         self.episodes = EpisodeFolder(self.path)
         self.indices = self.episodes.indices()
 

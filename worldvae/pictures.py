@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -96,7 +98,8 @@ def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:
     height, width = (side - side % 2 for side in images[0].shape[:2])  # VP9 wants even sides
     bgr = [cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR) for image in images]
     webm, gif = path.with_suffix(".webm"), path.with_suffix(".gif")
-    video = cv2.VideoWriter(str(webm), cv2.VideoWriter.fourcc(*"VP90"), fps, (width, height))
+    with _silent_stderr():
+        video = cv2.VideoWriter(str(webm), cv2.VideoWriter.fourcc(*"VP90"), fps, (width, height))
     if not video.isOpened():
         raise CheckpointError(f"this OpenCV cannot write {webm}: pip install opencv-python-headless")
     for image in bgr:
@@ -107,3 +110,16 @@ def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:
     if not cv2.imwriteanimation(str(gif), animation):
         raise CheckpointError(f"this OpenCV cannot write {gif}: it needs version 4.12 or newer")
     return [webm, gif]
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """OpenCV's FFmpeg prints a warning of no consequence on every WebM, from C."""
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)

@@ -25,8 +25,7 @@ from safetensors import SafetensorError, safe_open
 from worldvae.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
-    check_header,
-    read_json,
+    read_manifest,
     write_atomically,
     write_json,
 )
@@ -146,11 +145,7 @@ class RolloutStore:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        manifest_path = self.path / "rollouts.json"
-        if not manifest_path.exists():
-            raise CheckpointError(f"no rollouts in {self.path}: there is no rollouts.json")
-        self.manifest = read_json(manifest_path)
-        check_header(self.manifest, self.KIND, manifest_path)
+        self.manifest = read_manifest(self.path / "rollouts.json", self.KIND)
         self.episodes = EpisodeFolder(self.path)
         self.indices = self.episodes.indices()
 

@@ -25,11 +25,19 @@ from worldvae.vae import FrameVAE, FrameVAEConfig
 
 @dataclass(frozen=True)
 class VAETrainingConfig:
-    """Attributes:
-    passes: how often each training frame is seen.
-    colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
-        the target stays as it was, so codes learn to ignore shades (another renderer's, say).
-    held_out: fraction of the episodes kept for measuring.
+    """How a codec is trained.
+
+    Attributes:
+        latent_size: Z, the number of latents.
+        objective: what is minimised.
+        passes: how often each training frame is seen.
+        batch_size: frames a step.
+        learning_rate: Adam's.
+        colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
+            the target stays as it was, so codes learn to ignore shades (another renderer's, say).
+        held_out: share of the episodes kept for measuring.
+        seed: of weights, order, noise and split.
+        device: cpu, cuda, or auto.
     """
 
     latent_size: int = 32

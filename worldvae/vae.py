@@ -53,7 +53,13 @@ class DiagonalGaussian:
 
 @dataclass(frozen=True)
 class FrameVAEConfig:
-    """Attributes: the frames it takes, the number of latents Z, and the architecture's name."""
+    """What a codec is built of.
+
+    Attributes:
+        frame: the frames it takes and gives.
+        latent_size: Z, the number of latents.
+        architecture: the networks' name; ``paper`` takes 64x64 frames.
+    """
 
     frame: FrameSpec = field(default_factory=FrameSpec)
     latent_size: int = 32

@@ -18,9 +18,14 @@ def psnr(mse: float) -> float:
 
 @dataclass(frozen=True)
 class Diversity:
-    """Attributes: how much a pixel varies over the frames (sd in grey levels, root mean square over
-    pixels), the share of frames that differ from all others before them, and how many frames show
-    one single colour (black ones among them)."""
+    """How varied frames are.
+
+    Attributes:
+        pixel_sd: how much a pixel varies over the frames: sd in grey levels, root mean square over pixels.
+        distinct: the share of different frames.
+        constant: how many frames show one single colour.
+        black: how many of those are black.
+    """
 
     pixel_sd: float
     distinct: float
