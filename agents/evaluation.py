@@ -132,7 +132,7 @@ def bootstrap_interval(values: NDArray[Any], level: float = 0.95, resamples: int
 
 def env_version(env_id: str) -> str:
     """Who made the environment: ``gymnasium 1.4.0 CarRacing-v3``."""
-    maker = gymnasium.spec(env_id).entry_point
+    maker = gymnasium.spec(env_id.split(":")[-1]).entry_point  # without the "module:" that is imported first
     owner = (maker if isinstance(maker, str) else getattr(maker, "__module__", "")).split(".")[0]
     try:
         return f"{owner} {version(owner)} {env_id}"

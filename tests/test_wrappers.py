@@ -46,13 +46,12 @@ def test_an_observation_is_the_posterior_mean_of_the_frame(vae):
     env, plain = LatentObservation(DotEnv(), vae, keep_frame=True), DotEnv()
     z, info = env.reset(seed=5)
     pixels, _ = plain.reset(seed=5)
-    frame = to_frames(pixels, vae.config.frame)
-    np.testing.assert_array_equal(info["frame"], frame)
-    np.testing.assert_allclose(z, vae.encode(frame).mean, atol=1e-6)
+    np.testing.assert_array_equal(info["frame"], pixels)
+    np.testing.assert_allclose(z, vae.encode(to_frames(pixels, vae.config.frame)).mean, atol=1e-6)
     z, *_, info = env.step(np.ones(1, np.float32))
-    frame = to_frames(plain.step(np.ones(1, np.float32))[0], vae.config.frame)
-    np.testing.assert_array_equal(info["frame"], frame)
-    np.testing.assert_allclose(z, vae.encode(frame).mean, atol=1e-6)
+    pixels = plain.step(np.ones(1, np.float32))[0]
+    np.testing.assert_array_equal(info["frame"], pixels)
+    np.testing.assert_allclose(z, vae.encode(to_frames(pixels, vae.config.frame)).mean, atol=1e-6)
 
 
 def test_samples_follow_the_seed_and_differ_from_the_mean(vae):
@@ -82,7 +81,7 @@ def test_the_vector_wrapper_encodes_just_what_the_environment_shows(vae, mode):
         assert z.dtype == np.float32
         assert z.shape == (3, 8)
         frames = to_frames(pixels, vae.config.frame)
-        np.testing.assert_array_equal(info["frame"], frames)
+        np.testing.assert_array_equal(info["frame"], pixels)
         np.testing.assert_allclose(z, vae.encode(frames).mean, atol=1e-5)
         pixels, rewards, terminated, truncated, plain_info = plain.step(actions)
         z, our_rewards, our_terminated, our_truncated, info = env.step(actions)
@@ -112,6 +111,25 @@ def test_the_vector_wrapper_equals_a_vector_of_wrapped_environments(vae):
     for actions in actions_of(theirs, 15):
         for a, b in zip(ours.step(actions)[:4], theirs.step(actions)[:4], strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_a_vector_of_dictionaries_is_read_by_the_codecs_key(mode):
+    torch.manual_seed(0)
+    codec = FrameVAE(FrameVAEConfig(FrameSpec(key="screen"), latent_size=8)).eval()
+    env = LatentVectorObservation(
+        SyncVectorEnv([partial(DotEnv, length=3, dictionary=True)] * 2, autoreset_mode=mode), codec
+    )
+    plain = LatentVectorObservation(SyncVectorEnv([partial(DotEnv, length=3)] * 2, autoreset_mode=mode), codec)
+    for wrapped in (env, plain):
+        wrapped.action_space.seed(0)
+    np.testing.assert_array_equal(env.reset(seed=0)[0], plain.reset(seed=0)[0])
+    for _ in range(3):
+        actions = env.action_space.sample()
+        ours, theirs = env.step(actions), plain.step(actions)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+    if mode == AutoresetMode.SAME_STEP:
+        np.testing.assert_array_equal(np.stack(ours[4]["final_obs"]), np.stack(theirs[4]["final_obs"]))
 
 
 def test_images_of_a_wrong_dtype_are_named(vae):

@@ -98,7 +98,7 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
             rewards_tp1=np.asarray(rewards, np.float64),
             terminated=terminated,
             truncated=truncated,
-            observations_tp1=successors(following, done, info, mode),
+            observations_tp1=_successors(following, done, info, mode),
             started=started,
             recorded=recorded & ~dead,
             seeds=seed_of.copy(),
@@ -124,7 +124,7 @@ def _env_steps(info: dict[str, Any], done: NDArray[np.bool_], mode: AutoresetMod
     return steps
 
 
-def successors(
+def _successors(
     following: NDArray[Any], done: NDArray[np.bool_], info: dict[str, Any], mode: AutoresetMode
 ) -> NDArray[Any]:
     """What really followed each action: under SAME_STEP an episode's last is in ``final_obs``."""

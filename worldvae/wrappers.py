@@ -16,8 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from worldvae.frames import to_frames
-from worldvae.record import successors
+from worldvae.frames import Frames, to_frames
 from worldvae.vae import FrameVAE
 
 
@@ -29,7 +28,7 @@ class LatentObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
             environment that only renders, wrap it in Gymnasium's ``AddRenderObservation`` first.
         vae: any trained codec, on any device.
         sample: observe a draw from the posterior instead of its mean, seeded by ``reset``.
-        keep_frame: put the codec's frame, uint8 [H, W, C], into ``info["frame"]``.
+        keep_frame: put the environment's own observation into ``info["frame"]``.
     """
 
     def __init__(self, env: gymnasium.Env, vae: FrameVAE, *, sample: bool = False, keep_frame: bool = False):
@@ -52,17 +51,17 @@ class LatentObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
 
     def observation(self, observation: Any) -> NDArray[np.float32]:
         """One image -> float32 [Z]."""
-        return self._codec(observation)
+        return self._codec.encode(self._codec.frames(observation))
 
     def _with_frame(self, info: dict[str, Any], observation: Any) -> dict[str, Any]:
-        return {**info, "frame": self._codec.frames(observation)} if self._keep_frame else info
+        return {**info, "frame": observation} if self._keep_frame else info
 
 
 class LatentVectorObservation(VectorWrapper):
     """A vector environment seen through a codec: float32 [N, Z], one batched encode a step.
 
     Handles all three autoreset modes: under SAME_STEP the images in ``info["final_obs"]`` are
-    encoded too. Arguments as in ``LatentObservation``; ``info["frame"]`` is uint8 [N, H, W, C].
+    encoded too. Arguments as in ``LatentObservation``.
     """
 
     def __init__(self, env: VectorEnv, vae: FrameVAE, *, sample: bool = False, keep_frame: bool = False):
@@ -76,29 +75,32 @@ class LatentVectorObservation(VectorWrapper):
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        self._codec.seed(seed if isinstance(seed, int) else None)
         mask = np.array((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.all():
+            self._codec.seed(seed if seed is None or isinstance(seed, int) else seed[0])
         observations, info = self.env.reset(seed=seed, options=options)
-        self._latents[mask] = self._codec(observations[mask])  # the others show what they showed before
+        fresh = self._codec.frames(observations)[mask]  # the others show what they showed before
+        self._latents[mask] = self._codec.encode(fresh)
         return self._latents.copy(), self._with_frame(info, observations)
 
     def step(self, actions: Any) -> tuple[NDArray[np.float32], Any, Any, Any, dict[str, Any]]:
         observations, rewards, terminated, truncated, info = self.env.step(actions)
-        done = np.asarray(terminated) | np.asarray(truncated)
-        if self.env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP and done.any():
-            last = successors(observations, done, info, AutoresetMode.SAME_STEP)[done]
+        frames = self._codec.frames(observations)
+        ended = np.flatnonzero(np.asarray(terminated) | np.asarray(truncated))
+        if self.env.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP and len(ended):
+            last = [self._codec.frames(info["final_obs"][i]) for i in ended]
+            codes = self._codec.encode(np.concatenate([frames, np.stack(last)]))
             final_obs = np.full(self.num_envs, None, dtype=object)
-            both = self._codec(np.concatenate([observations, last]))
-            self._latents = both[: self.num_envs]
-            for i, z in zip(np.flatnonzero(done), both[self.num_envs :], strict=True):
+            for i, z in zip(ended, codes[self.num_envs :], strict=True):
                 final_obs[i] = z
             info = {**info, "final_obs": final_obs}
         else:
-            self._latents = self._codec(observations)
+            codes = self._codec.encode(frames)
+        self._latents = codes[: self.num_envs]
         return self._latents.copy(), rewards, terminated, truncated, self._with_frame(info, observations)
 
     def _with_frame(self, info: dict[str, Any], observations: Any) -> dict[str, Any]:
-        return {**info, "frame": self._codec.frames(observations)} if self._keep_frame else info
+        return {**info, "frame": observations} if self._keep_frame else info
 
 
 def latent_space(vae: FrameVAE) -> Box:
@@ -118,10 +120,10 @@ class _Codec:
         if seed is not None:
             self._generator.manual_seed(seed)
 
-    def frames(self, pixels: Any) -> NDArray[np.uint8]:
+    def frames(self, pixels: Any) -> Frames:
         return to_frames(pixels, self._vae.config.frame)
 
-    def __call__(self, pixels: Any) -> NDArray[np.float32]:
-        posterior = self._vae.encode(self.frames(pixels))
+    def encode(self, frames: Frames) -> NDArray[np.float32]:
+        posterior = self._vae.encode(frames)
         z = posterior.sample(self._generator) if self._sample else posterior.mean
         return z.cpu().numpy()
