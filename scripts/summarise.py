@@ -20,9 +20,7 @@ def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path
     """real | reconstruction at some moments of the first run's film, beside all learning curves."""
     from matplotlib.figure import Figure
 
-    _, film = cv2.imreadanimation(str(runs[0].pictures / "film.gif"))
-    moments = tuple(min(m, len(film.frames) - 1) for m in moments)
-    stills = np.concatenate([cv2.cvtColor(film.frames[m], cv2.COLOR_BGR2RGB) for m in moments])
+    stills = np.concatenate(film_stills(runs[0].pictures / "film.webm", moments))
     figure = Figure(figsize=(10, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(stills.shape[1] / stills.shape[0], 1.6))
     _show(left, stills)
@@ -39,6 +37,20 @@ def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path
     right.grid(alpha=0.3)
     right.legend(loc="lower right")
     figure.savefig(path, dpi=100)
+
+
+def film_stills(film: Path, moments: tuple[int, ...]) -> list[Frames]:
+    """The film's images at these frame numbers, or its last ones where it is shorter."""
+    capture = cv2.VideoCapture(str(film))
+    last = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) - 1
+    images = []
+    for moment in moments:
+        capture.set(cv2.CAP_PROP_POS_FRAMES, min(moment, last))
+        found, image = capture.read()
+        if not found:
+            raise ValueError(f"cannot read frame {moment} of {film}")
+        images.append(np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8))
+    return images
 
 
 def _show(axes: Any, image: Frames) -> None:

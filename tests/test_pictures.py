@@ -107,3 +107,5 @@ def test_films_in_both_formats_show_every_frame(vae, tmp_path):
         assert abs(image[100, 100].mean() - 20 * t) < 6  # VP9 is lossy
     _, animation = cv2.imreadanimation(str(gif))
     assert len(animation.frames) == 12
+    for t, image in enumerate(animation.frames):
+        assert abs(image[100, 100, :3].mean() - 20 * t) < 20  # a palette of few colours

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
 import pytest
 
 from worldvae import RolloutStore
@@ -104,6 +105,13 @@ def test_a_mistake_is_told_in_one_sentence(tiny_run, tmp_path, module, arguments
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert re.search(words, last)
+
+
+def test_runs_are_gathered_into_one_record_and_picture(tiny_run, tmp_path):
+    gathered = cli("summarise", str(tiny_run), "--out", str(tmp_path / "all.json"))
+    assert gathered.returncode == 0, gathered.stderr
+    assert json.loads((tmp_path / "all.json").read_text()) == [json.loads((tiny_run / "evaluation.json").read_text())]
+    assert cv2.imread(str(tmp_path / "all.png")) is not None
 
 
 def test_ctrl_c_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path):

@@ -107,7 +107,8 @@ def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:
     video.release()
     animation = cv2.Animation()
     animation.frames, animation.durations = bgr, [round(1000 / fps)] * len(bgr)
-    if not cv2.imwriteanimation(str(gif), animation):
+    faithful = [cv2.IMWRITE_GIF_DITHER, 3]  # least error and a quarter of the size, by trial of all
+    if not cv2.imwriteanimation(str(gif), animation, faithful):
         raise CheckpointError(f"this OpenCV cannot write {gif}: it needs version 4.12 or newer")
     return [webm, gif]
 
