@@ -48,7 +48,7 @@ def write_report(run: Path) -> str:
         ("Latents", _image(_latent_bars(read_json(run / "latents" / "statistics.json")), "png")),
         ("Bytes per frame", _table(("stored as", "bytes", "PSNR dB"), _size_rows(run / "latents" / "sizes.json"))),
         ("To reproduce", _commands(run, evaluation)),
-        ("Config", _pre(json.dumps(read_json(run / "config.json"), indent=1))),
+        ("Settings of codec and agent", _pre(json.dumps(evaluation["config"], indent=1))),
     ]
     body = "".join(f"<h2>{html.escape(title)}</h2>{content}" for title, content in sections)
     title = f"worldvae: {evaluation['env']}, training seed {evaluation['train_seed']}"
@@ -155,9 +155,12 @@ def _size_rows(path: Path) -> list[tuple[str, str, str]]:
 
 
 def _commands(run: Path, evaluation: dict[str, Any]) -> str:
-    chosen = read_json(run / "run.json")
-    flags = f"--preset {chosen['preset']} --seed {chosen['seed']} --backend {chosen['backend']}"
-    return _pre(f"git checkout {evaluation['commit']}\nbash scripts/run.sh {flags} --out runs/again")
+    if (run / "run.json").exists():
+        flags = " ".join(f"--{name} {value}" for name, value in read_json(run / "run.json").items())
+        command = f"bash scripts/run.sh {flags} --out runs/again"
+    else:
+        command = "# then collect, train_vae, encode, train_agent and evaluate with the settings below"
+    return _pre(f"git checkout {evaluation['commit'].rstrip('+')}\n{command}")
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
@@ -180,7 +183,7 @@ def _picture(path: Path) -> str:
 
 
 def _film(folder: Path) -> str:
-    """The WebM, a twentieth of the GIF's size."""
+    """The WebM, which is smaller than the GIF."""
     path = folder / "film.webm"
     if not path.exists():
         return "<p>not made</p>"

@@ -35,7 +35,9 @@ def run(main: Callable[..., Any]) -> None:
         if os.environ.get("WORLDVAE_DEBUG"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        sys.exit(f"error: {text or type(error).__name__}")
+        if " " not in text:  # no sentence of ours
+            text = f"{type(error).__name__} {text} (WORLDVAE_DEBUG=1 shows where)"
+        sys.exit(f"error: {text}")
 
 
 def provenance() -> dict[str, str]:

@@ -146,7 +146,8 @@ def autocast(device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         enabled = torch.cuda.is_bf16_supported()
     else:
-        enabled = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # what torch knows to ask
+        enabled = any(getattr(torch.cpu, name, bool)() for name in native)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

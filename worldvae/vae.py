@@ -195,7 +195,7 @@ class FrameVAE(nn.Module):
     def novelty(self, frames: NDArray[np.uint8] | Tensor) -> NDArray[np.float32]:
         """How unlike its training frames each frame is: float32 [..], in nats.
 
-        The negative ELBO at the posterior mean, with the pixel noise fitted on training frames and
+        The negative ELBO at the posterior mean, with the pixel noise fitted on held-out frames and
         the constant left out: squared error / (2 sd^2) + KL. Compare it with that of known frames.
         """
         flat, lead = self._flat(frames)
