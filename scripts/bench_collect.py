@@ -55,8 +55,7 @@ def collecting(env: VectorEnv, actions: NDArray[Any], episodes: int, folder: str
     """Records and stores whole episodes; returns their env steps."""
     env_steps, space = 0, env.single_action_space
     store = RolloutStore.create(folder, env_id="CarRacing-v3", frame_spec=FRAME, action_space=space)
-    for episode in record(env, Replayed(actions), FRAME, range(episodes)):
-        store.append(episode)
+    for episode in store.append_all(record(env, Replayed(actions), FRAME, range(episodes))):
         env_steps += episode.env_steps
     return env_steps
 
@@ -78,7 +77,7 @@ def measure(env: VectorEnv, repeat: int, rounds: int, episodes: int, env_steps: 
     return float(np.median(rates["bare"])), float(np.median(rates["collecting"]))
 
 
-def main(rounds: int = 5, episodes: int = 2, env_steps: int = 400, out: Path = Path("benchmarks/collect.json")) -> None:
+def main(rounds: int = 5, episodes: int = 4, env_steps: int = 400, out: Path = Path("benchmarks/collect.json")) -> None:
     """Measure what collecting CarRacing-v3 costs, in so many rounds of episodes of env_steps."""
     rows: list[tuple[Any, ...]] = [("backend", "envs", "repeat", "bare steps/s", "collecting", "overhead %")]
     for backend, n, repeat in SETTINGS:

@@ -89,9 +89,9 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         missing = sorted(set(listed) - store.seeds)
         policy = _policy(config, env.single_action_space, env.num_envs)
         begin, steps_before = time.monotonic(), store.env_steps
-        episodes = record(env, policy, config.frame, missing, config.policy)
-        for episode in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):
-            store.append(episode)
+        episodes = store.append_all(record(env, policy, config.frame, missing, config.policy))
+        for _ in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):
+            pass
         seconds = time.monotonic() - begin
         print(summary(store, [i for i in range(len(store)) if store.header(i)["seed"] in listed]))
         print(f"{(store.env_steps - steps_before) / seconds:.0f} env steps/s")

@@ -189,7 +189,7 @@ def test_a_model_comes_back_with_its_config(tmp_path: Path) -> None:
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, "codec", small_model(), {})
-    with pytest.raises(CheckpointError, match=r"not a controller but: codec"):
+    with pytest.raises(CheckpointError, match=r"not of kind controller but: codec"):
         load_model(tmp_path, "controller")
 
 

@@ -8,6 +8,7 @@ nothing of files or networks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-from worldvae.frames import FrameSpec, to_frames
+from worldvae.frames import Frames, FrameSpec, to_frames
 from worldvae.policies import BehaviourPolicy
 from worldvae.rollouts import Episode
 
@@ -144,33 +145,49 @@ def record(
 ) -> Iterator[Episode]:
     """Plays the listed seeds and yields each episode when it ends.
 
-    The policy sees what the environment shows; the episode keeps frames of ``frame_spec``. Memory
-    holds the running episodes alone.
+    The policy sees what the environment shows; the episode keeps frames of ``frame_spec``, made on
+    another thread while the environments take their next step. Memory holds the running episodes
+    alone.
     """
-    running: list[_Running] = [_Running() for _ in range(env.num_envs)]
-    for step in interact(env, policy, seeds):
-        frames_tp1 = to_frames(step.observations_tp1, frame_spec)
-        if step.started.any():
-            first = to_frames(step.observations_t, frame_spec)
-            for i in np.flatnonzero(step.started):
-                running[i] = _Running(frames=[first[i]])
+    running = [_Running(np.empty(0, np.uint8)) for _ in range(env.num_envs)]
+
+    def finished(step: Transitions, frames: Future[tuple[Frames | None, Frames]]) -> Iterator[Episode]:
+        frames_t, frames_tp1 = frames.result()
         for i in np.flatnonzero(step.recorded):
-            running[i].add(step, frames_tp1, int(i))
+            if frames_t is not None and step.started[i]:
+                running[i] = _Running(frames_t[i])
+            running[i].add(step, frames_tp1[i], int(i))
             if step.done[i]:
                 yield running[i].finish(step, int(i), policy_name)
+
+    with ThreadPoolExecutor(1) as thread:
+        behind = None
+        for step in interact(env, policy, seeds):
+            ahead = step, thread.submit(_frames_of, step, frame_spec)
+            if behind is not None:
+                yield from finished(*behind)
+            behind = ahead
+        if behind is not None:
+            yield from finished(*behind)
+
+
+def _frames_of(step: Transitions, spec: FrameSpec) -> tuple[Frames | None, Frames]:
+    """Frames before (only where an episode started) and after a step, each uint8 [N, H, W, C]."""
+    before = to_frames(step.observations_t, spec) if step.started.any() else None
+    return before, to_frames(step.observations_tp1, spec)
 
 
 class _Running:
     """An episode that has not ended."""
 
-    def __init__(self, frames: list[NDArray[np.uint8]] | None = None):
-        self.frames = frames or []
+    def __init__(self, first_frame: Frames):
+        self.frames = [first_frame]
         self.actions: list[NDArray[Any]] = []
         self.rewards: list[float] = []
         self.env_steps = 0
 
-    def add(self, step: Transitions, frames_tp1: NDArray[np.uint8], i: int) -> None:
-        self.frames.append(frames_tp1[i])
+    def add(self, step: Transitions, frame_tp1: Frames, i: int) -> None:
+        self.frames.append(frame_tp1)
         self.actions.append(step.actions_t[i])
         self.rewards.append(float(step.rewards_tp1[i]))
         self.env_steps += int(step.env_steps[i])

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,21 @@ class RolloutStore:
         self.episodes.write(index, tensors, {**header, "length": len(episode)})
         self.indices.append(index)
 
+    def append_all(self, episodes: Iterable[Episode], most_waiting: int = 64) -> Iterator[Episode]:
+        """Appends episodes on another thread while the next are made; yields each once on disk.
+
+        At most ``most_waiting`` wait in memory. When it is left early (Ctrl-C, an error), those that
+        wait are written first.
+        """
+        waiting: deque[tuple[Episode, Future[None]]] = deque()
+        with ThreadPoolExecutor(1) as thread:
+            for episode in episodes:
+                waiting.append((episode, thread.submit(self.append, episode)))
+                while waiting and (waiting[0][1].done() or len(waiting) > most_waiting):
+                    yield _written(*waiting.popleft())
+            while waiting:
+                yield _written(*waiting.popleft())
+
     def visible_frames(self, i: int) -> Frames:
         """uint8 [<= T+1, H, W, C]: the i-th episode's frames without those that were blanked."""
         tensors, _ = self.episodes.read(self.indices[i], ("frames", "visible"))
@@ -241,6 +258,11 @@ class RolloutStore:
     @property
     def action_space(self) -> gymnasium.Space:
         return space_from(self.manifest["action_space"])
+
+
+def _written(episode: Episode, writing: Future[None]) -> Episode:
+    writing.result()
+    return episode
 
 
 def split_episodes(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
