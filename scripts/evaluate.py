@@ -97,13 +97,14 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
 
 
 def film(run: RunFolder, make_policy: Any, seed: int, setting: dict[str, Any]) -> None:
-    """Records one episode: real | reconstruction, in the codec's frames."""
+    """Records an episode's first 250 decisions: real | reconstruction, in the codec's frames."""
     manifest, vae = RolloutStore(run.rollouts).manifest, FrameVAE.load(run.vae)
     env = make_vector_env(manifest["env_id"], 1, backend="sync", **setting)
     episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
+    fps = env.metadata.get("render_fps", 50) / manifest["action_repeat"]
     env.close()
     images = real_and_reconstructed(vae, episode.frames[:250])
-    for path in save_film(run.pictures / "film", images, fps=50 / manifest["action_repeat"]):
+    for path in save_film(run.pictures / "film", images, fps):
         print(path)
 
 
