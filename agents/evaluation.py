@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from worldvae.environments import make_vector_env
+from worldvae.environments import closing, make_vector_env
 from worldvae.policies import BehaviourPolicy
 from worldvae.record import interact
 
@@ -106,18 +106,15 @@ def evaluate(
     )
     running_return, running_length = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     played: dict[int, tuple[float, int]] = {}
-    try:
-        with tqdm(total=len(seeds), desc=name, unit="episode", dynamic_ncols=True) as bar:
-            for step in interact(env, make_policy(env), seeds):
-                running_return[step.started] = running_length[step.started] = 0
-                running_return += step.rewards_tp1
-                running_length += step.env_steps
-                for i in np.flatnonzero(step.done & step.recorded):
-                    played[int(step.seeds[i])] = (float(running_return[i]), int(running_length[i]))
-                    bar.set_postfix(mean=f"{np.mean([r for r, _ in played.values()]):.1f}")
-                    bar.update()
-    finally:
-        env.close()
+    with closing(env), tqdm(total=len(seeds), desc=name, unit="episode", dynamic_ncols=True) as bar:
+        for step in interact(env, make_policy(env), seeds):
+            running_return[step.started] = running_length[step.started] = 0
+            running_return += step.rewards_tp1
+            running_length += step.env_steps
+            for i in np.flatnonzero(step.done & step.recorded):
+                played[int(step.seeds[i])] = (float(running_return[i]), int(running_length[i]))
+                bar.set_postfix(mean=f"{np.mean([r for r, _ in played.values()]):.1f}")
+                bar.update()
     returns, lengths = zip(*(played[s] for s in seeds), strict=True)
     return Scores(tuple(seeds), returns, lengths, time.monotonic() - begin)
 

@@ -14,7 +14,7 @@ from agents.agent import Agent, PixelAgent
 from agents.evaluation import SELECTION_SEEDS
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.environments import Backend, CutWithoutReward, make_vector_env
+from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
 from worldvae.frames import FrameSpec
 from worldvae.measures.images import diversity
 from worldvae.policies import BehaviourPolicy, CorrelatedConfig, random_policy
@@ -76,7 +76,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
     )
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
-    try:
+    with closing(env):
         store = RolloutStore.create(
             run.rollouts,
             env_id=config.env,
@@ -96,8 +96,6 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         print(summary(store, [i for i in range(len(store)) if store.header(i)["seed"] in listed]))
         print(f"{(store.env_steps - steps_before) / seconds:.0f} env steps/s")
         return store
-    finally:
-        env.close()
 
 
 def summary(store: RolloutStore, episodes: list[int]) -> str:

@@ -8,7 +8,7 @@ from agents.agent import Agent
 from agents.learning import LearningConfig, first_seed, train_agent
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.environments import Backend, CutWithoutReward, make_vector_env
+from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
 from worldvae.latents import LatentStore
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
@@ -52,7 +52,7 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
     )
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
-    try:
+    with closing(env):
         return train_agent(
             LatentVectorObservation(env, vae),
             config.learning,
@@ -61,8 +61,6 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
             action_repeat=store.manifest["action_repeat"],
             rollouts=latents,
         )
-    finally:
-        env.close()
 
 
 def main(run: cli.Run, config: cli.Flat[AgentConfig] = AgentConfig()) -> None:

@@ -12,7 +12,8 @@ import importlib.util
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import gymnasium
@@ -74,6 +75,18 @@ def make_vector_env(
     if backend == "sync":
         return SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
     return AsyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+@contextmanager
+def closing(env: VectorEnv) -> Iterator[VectorEnv]:
+    """Closes the environment at the end; after an error or Ctrl-C without waiting for its workers,
+    which may never answer a question that was half asked."""
+    try:
+        yield env
+    except BaseException:
+        env.close(terminate=True)
+        raise
+    env.close()
 
 
 def make_pixel_env(
