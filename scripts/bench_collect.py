@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from scripts import cli
-from worldvae.checkpoint import write_json
+from worldvae.checkpoint import write_record
 from worldvae.environments import Backend, make_vector_env
 from worldvae.frames import FrameSpec
 from worldvae.policies import random_policy
@@ -86,7 +86,7 @@ def main(rounds: int = 5, episodes: int = 4, env_steps: int = 400, out: Path = P
         env.close()
         rows.append((backend, n, repeat, alone, stored, 100 * (alone / stored - 1)))
     print(cli.table(rows))
-    write_json(out, {**cli.provenance(), "rows": rows})
+    write_record(out, {**cli.provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

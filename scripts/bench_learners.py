@@ -8,6 +8,7 @@ Gymnasium's own environment.
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -27,7 +28,7 @@ from agents.learning import Learner, LearningConfig, first_seed
 from agents.observations import LatentStack, action_size, from_vector, observation_size
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.checkpoint import read_json, write_json
+from worldvae.checkpoint import write_record
 from worldvae.environments import CutWithoutReward, make_vector_env
 from worldvae.fit import FitConfig, fit
 from worldvae.latents import LatentStore
@@ -172,9 +173,9 @@ def main(
     """Give each learner so many minutes on RUN's codec; rows of learners not asked for stay in OUT."""
     for name in learners:
         row = measure(name, RunFolder(run), LearningConfig(seed=seed), minutes, episodes)
-        write_json(out, {**(read_json(out) if out.exists() else {}), name: row})
+        write_record(out, {**(json.loads(out.read_text()) if out.exists() else {}), name: row})
     shown = ("updates_per_second", "env_steps", "exploring_return", "mean", "sd")
-    rows = [(name, *(row[key] for key in shown)) for name, row in read_json(out).items()]
+    rows = [(name, *(row[key] for key in shown)) for name, row in json.loads(out.read_text()).items()]
     print(cli.table([("learner", *shown), *rows]))
 
 

@@ -16,7 +16,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from scripts import cli
-from worldvae.checkpoint import write_json
+from worldvae.checkpoint import write_record
 from worldvae.environments import Backend, make_vector_env
 from worldvae.frames import Frames, FrameSpec, to_frames
 from worldvae.record import record
@@ -132,7 +132,7 @@ def main(seed: int = 0, episodes: int = 8, out: Path = Path("benchmarks/backends
     print(f"tiles in the tracks of the same seeds: {tracks[0]} and {tracks[1]}")
     print("differing by more than 4 standard errors: " + "; ".join(row[0] for row in rows if row[-1] == "differs"))
     versions = [f"{name} {version(name)}" for name in BACKENDS]
-    write_json(out, {**cli.provenance(), "versions": versions, "tracks": tracks, "colours": shown, "rows": rows})
+    write_record(out, {**cli.provenance(), "versions": versions, "tracks": tracks, "colours": shown, "rows": rows})
 
 
 if __name__ == "__main__":

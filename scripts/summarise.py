@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ import tyro
 
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.checkpoint import read_json, write_json
+from worldvae.checkpoint import read_json, write_record
+from worldvae.fit import read_log
 from worldvae.frames import Frames
 
 
@@ -25,8 +25,7 @@ def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path
     left, right = figure.subplots(1, 2, width_ratios=(stills.shape[1] / stills.shape[0], 1.6))
     _show(left, stills)
     for run, evaluation in zip(runs, evaluations, strict=True):
-        lines = (run.agent / "metrics.jsonl").read_text().splitlines()
-        log = [entry for entry in map(json.loads, lines) if "return" in entry]
+        log = [entry for entry in read_log(run.agent / "metrics.jsonl") if "return" in entry]
         before = evaluation["env_steps"]["collect"]
         steps = [(entry["env_steps"] + before) / 1000 for entry in log]
         seed = evaluation["train_seed"]
@@ -67,7 +66,7 @@ def main(
     """Gather the RUNS' evaluations into OUT (a list), draw OUT with .png, and print the table."""
     folders = [RunFolder(run) for run in runs]
     evaluations = [read_json(folder.path / "evaluation.json") for folder in folders]
-    write_json(out, evaluations)
+    write_record(out, evaluations)
     picture(folders, evaluations, out.with_suffix(".png"), moments)
     rows: list[tuple[Any, ...]] = [("training seed", "mean", "sd", "lowest", "env steps", "minutes", "random")]
     for folder, told in zip(folders, evaluations, strict=True):

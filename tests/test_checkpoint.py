@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from worldvae.checkpoint import (
@@ -23,6 +23,7 @@ from worldvae.checkpoint import (
     save_tree,
     write_atomically,
     write_json,
+    write_record,
 )
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -114,39 +115,6 @@ def test_views_that_share_memory_are_saved_as_what_they_show(tmp_path: Path) -> 
     assert loaded["turned"].tolist() == torch.arange(12.0).reshape(3, 4).T.tolist()
 
 
-def damaged_tree(path: Path) -> dict[str, Any]:
-    tree = {"step": 7, "state": {0: torch.arange(9.0), 1: [torch.ones(2, dtype=torch.int64), "adam"]}}
-    save_tree(path, tree)
-    return tree
-
-
-@given(data=st.data())
-def test_a_cut_off_state_file_is_refused_by_name(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "state.safetensors"
-    damaged_tree(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
-    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
-        load_tree(path)
-
-
-@settings(max_examples=400)
-@given(data=st.data())
-def test_a_state_file_with_a_flipped_byte_is_refused_or_unharmed(tmp_path: Path, data: st.DataObject) -> None:
-    path = tmp_path / "state.safetensors"
-    tree = damaged_tree(path)
-    flipped = bytearray(path.read_bytes())
-    flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(flipped)
-    try:
-        loaded = load_tree(path)
-    except CheckpointError as error:
-        if "state.safetensors" not in str(error):
-            raise
-    else:
-        assert_same(loaded, tree)
-
-
 def test_a_missing_state_file_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing-here"):
         load_tree(tmp_path / "nothing-here")
@@ -161,19 +129,32 @@ def test_json_comes_back_as_it_was(tmp_path: Path, value: dict[str, Any]) -> Non
     assert_same(read_json(tmp_path / "v.json"), value)
 
 
-@given(data=st.binary(max_size=40) | json_values.map(lambda v: json.dumps(v).encode()))
-def test_anything_but_a_json_object_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(
+    "text", ["[", "[]", "7", '{"a": 1}', '{"a": 1, "checksum": "0"}', "[" * 100_000, '{"a":' * 100_000]
+)
+def test_anything_but_what_was_written_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
-    path.write_bytes(data)
-    try:
-        is_object = isinstance(json.loads(data.decode("utf-8")), dict)
-    except ValueError:
-        is_object = False
-    if is_object:
-        assert read_json(path) == json.loads(data)
-    else:
-        with pytest.raises(CheckpointError, match=r"config\.json"):
-            read_json(path)
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        read_json(path)
+
+
+def test_texts_with_brackets_and_spaces_keep_them(tmp_path: Path) -> None:
+    value = {"crop [0,   2]": "[ 1   2 ]", "numbers": [[1, 2], [3.5, None]], "mixed": [1, "[  ]"]}
+    write_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == value
+
+
+def test_what_was_read_can_be_changed_and_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "v.json"
+    write_json(path, {"a": 1})
+    write_json(path, {**json.loads(path.read_text()), "b": 2})  # with the old checksum in it
+    assert read_json(path) == {"a": 1, "b": 2}
+
+
+def test_a_record_for_people_is_plain_json(tmp_path: Path) -> None:
+    write_record(tmp_path / "v.json", [{"a": 1}, {"b": [1, 2]}])
+    assert json.loads((tmp_path / "v.json").read_text()) == [{"a": 1}, {"b": [1, 2]}]
 
 
 def test_a_model_comes_back_with_its_config(tmp_path: Path) -> None:
@@ -206,17 +187,6 @@ def test_a_missing_file_is_told_by_name(tmp_path: Path, missing: str) -> None:
     save_model(tmp_path, "codec", small_model(), {})
     (tmp_path / missing).unlink()
     with pytest.raises(CheckpointError, match=missing):
-        load_model(tmp_path, "codec")
-
-
-@given(data=st.data())
-def test_a_model_with_any_flipped_byte_is_refused(tmp_path: Path, data: st.DataObject) -> None:
-    save_model(tmp_path, "codec", small_model(), {})
-    path = tmp_path / "model.safetensors"
-    flipped = bytearray(path.read_bytes())
-    flipped[data.draw(st.integers(0, len(flipped) - 1))] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(flipped)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
         load_model(tmp_path, "codec")
 
 

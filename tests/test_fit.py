@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
-from worldvae.fit import FitConfig, fit, pick_device
+from worldvae.fit import FitConfig, fit, pick_device, read_log
 
 
 class Regression:
@@ -87,8 +85,21 @@ def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(tmp_path)
         file.write('{"step": 16, "lo')  # the line it died in
     _, resumed = train(tmp_path / "b")
     assert without_time(resumed) == without_time(log)
-    written = [json.loads(line) for line in (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()]
-    assert without_time(written) == without_time(log)
+    assert without_time(read_log(tmp_path / "b" / "metrics.jsonl")) == without_time(log)
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    _, log = train(tmp_path)
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    first, *events = EventFileLoader(str(file)).Load()
+    assert first.file_version == "brain.Event:2"
+    assert [event.step for event in events] == [entry["step"] for entry in log]
+    for event, entry in zip(events, log, strict=True):
+        told = {value.tag: value.tensor.float_val[0] for value in event.summary.value}
+        assert told == pytest.approx(entry)
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):

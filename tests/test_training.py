@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import torch
 
 from tests.dots import record_dots
 from worldvae import FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
+from worldvae.checkpoint import read_json
+from worldvae.fit import read_log
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units, statistics
@@ -68,8 +69,8 @@ def test_an_untrained_decoder_started_from_a_colour_paints_it():
 
 def test_the_config_tells_what_the_codec_reached(trained):
     vae, folder = trained
-    told = json.loads((folder / "config.json").read_text())["training"]
-    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    told = read_json(folder / "config.json")["training"]
+    entries = read_log(folder / "metrics.jsonl")
     assert told["held_out_loss"] == min(entry["held_out_loss"] for entry in entries)
     assert told["held_out_kl"] > 1
     assert vae.noise_sd.item() == pytest.approx(10 ** (-told["psnr"] / 20), rel=1e-4)  # PSNR = -20 log10(rmse)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import safetensors.torch
@@ -12,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worldvae import CheckpointError, DiagonalGaussian, FrameSpec, FrameVAE, FrameVAEConfig
+from worldvae.checkpoint import read_json, write_json
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +124,7 @@ def test_a_saved_codec_comes_back_with_its_preprocessing(tmp_path, vae):
     assert loaded.noise_sd == 0.25
     grey = frames(2)[..., :1]
     assert torch.equal(loaded.encode(grey).mean, codec.encode(grey).mean)
-    assert json.loads((tmp_path / "codec" / "config.json").read_text())["training"] == {"passes": 3}
+    assert read_json(tmp_path / "codec" / "config.json")["training"] == {"passes": 3}
 
 
 class TestLoadingNamesWhatIsWrong:
@@ -170,8 +169,8 @@ class TestLoadingNamesWhatIsWrong:
         self.check(folder, "can build")
 
     def edit(self, folder, **changes):
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, **changes})
 
 
 def test_a_saved_codec_is_plain_safetensors(tmp_path, vae):

@@ -1,6 +1,7 @@
 """Tensors and settings on disk: safetensors + JSON, written whole or not at all, never pickle.
 
-Knows nothing of what the tensors mean. A nested tree of dictionaries, lists, tensors and JSON
+Each file carries its checksum, each folder has one writer at a time. Knows nothing of what the
+tensors mean. A nested tree of dictionaries, lists, tensors and JSON
 values (an optimiser's state, a generator's) goes into one safetensors file, the values in its
 header.
 """
@@ -14,12 +15,13 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -30,6 +32,17 @@ class CheckpointError(RuntimeError):
     """A file cannot be read or written; the message says which, why and what to do."""
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around whatever writes ``path``: raises CheckpointError, in a sentence, where the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CheckpointError(f"no space left for {path}: free some and resume") from error
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes to a temporary name, flushes to disk, renames: the file is there whole or not at all.
 
@@ -37,19 +50,18 @@ def write_atomically(path: Path, data: bytes) -> None:
         CheckpointError: the disk is full, or the folder cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CheckpointError(f"no space left for {path} ({len(data)} bytes): free some and resume") from error
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _flush_folder(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def _flush_folder(folder: Path) -> None:
@@ -62,24 +74,104 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Atomically, indented, with a final newline; lists of numbers stay on one line."""
-    text = json.dumps(value, indent=2)
-    text = re.sub(r"\[[^][{}\"]*\]", lambda match: " ".join(match.group().split()), text)
-    write_atomically(path, (text + "\n").encode())
+@contextlib.contextmanager
+def only_writer(folder: Path, name: str = ".lock", patience: float = 5.0) -> Iterator[None]:
+    """Holds ``folder`` (made if need be) for writing; clears away what killed writers left half-written.
+
+    The kernel frees the lock when its holder dies, however that happens. Reading needs none.
+
+    Args:
+        name: of the file that is locked: writers under different names do not exclude each other.
+        patience: seconds to wait; a killed writer's children may hold its lock for a moment.
+
+    Raises:
+        CheckpointError: another process is writing, or the folder cannot be written.
+    """
+    lock = FileLock(folder / name, timeout=patience)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise CheckpointError(f"another process is writing to {folder}: wait for it or stop it") from error
+    try:
+        _clear_temporaries(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _clear_temporaries(folder: Path) -> None:
+    for path in folder.glob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", path.name)
+        if match and not _is_alive(int(match.group(1))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # who knows: there os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Atomically, indented, for ``read_json``; the key "checksum" is added and belongs to the file."""
+    write_atomically(path, _pretty(sealed(value)))
+
+
+def write_record(path: Path, value: Any) -> None:
+    """The same for any JSON value and without a checksum: a result for people and other programs."""
+    write_atomically(path, _pretty(value))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises CheckpointError where there is no such file, or it is not a JSON object."""
+    """What ``write_json`` wrote, without its checksum. Raises CheckpointError where it is missing or another."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return unsealed(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} is damaged, not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object")
+        raise CheckpointError(
+            f"{path} is damaged, edited by hand or of an older worldvae ({error}): restore it or make it again"
+        ) from error
+
+
+def _pretty(value: Any) -> bytes:
+    """Indented JSON with a final newline; lists of numbers stay on one line."""
+    text = json.dumps(value, indent=2)
+    text = re.sub(r"\[\n[^][{}\"]*\]", lambda match: " ".join(match.group().split()), text)
+    return (text + "\n").encode()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The value as JSON gives it back, and its checksum under the key "checksum"."""
+    content = json.loads(json.dumps(dict(value)))
+    content.pop("checksum", None)
+    return {**content, "checksum": _json_checksum(content)}
+
+
+def unsealed(text: bytes) -> dict[str, Any]:
+    """What was sealed, from its JSON. Raises ValueError where that is damaged."""
+    try:
+        value = json.loads(text.decode())
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        if value.pop("checksum", None) != _json_checksum(value):
+            raise ValueError("wrong checksum")
+    except RecursionError as error:
+        raise ValueError("nested without end") from error
     return value
+
+
+def _json_checksum(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def save_model(folder: Path, kind: str, model: torch.nn.Module, config: Mapping[str, Any]) -> None:
@@ -106,7 +198,9 @@ def load_model(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != config.get("sha256"):
-        raise CheckpointError(f"{path} is damaged or not the file that config.json describes; copy it again")
+        raise CheckpointError(
+            f"{path} is damaged or not the file that config.json describes: resume its training, or copy it again"
+        )
     return safetensors.torch.load(data), config
 
 
@@ -148,7 +242,7 @@ def load_tree(path: Path) -> Any:
             if _tree_checksum(metadata["skeleton"], tensors) != metadata["sha256"]:
                 raise ValueError("wrong checksum")
             return _unflatten(skeleton["tree"], tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, struct.error) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError, struct.error, RecursionError) as error:
         raise CheckpointError(f"{path} is missing, damaged or of another kind: {error}") from error
 
 

@@ -7,7 +7,10 @@ caller's; this module knows nothing of models.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +21,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from worldvae.checkpoint import load_tree, save_tree
+from worldvae.checkpoint import (
+    CheckpointError,
+    load_tree,
+    only_writer,
+    save_tree,
+    sealed,
+    unsealed,
+    write_atomically,
+    writing,
+)
+from worldvae.failures import EnvironmentFailed
 
 Batch = TypeVar("Batch")
 Metrics = dict[str, float]
@@ -70,53 +83,82 @@ def fit(
         The log: one dictionary an entry, each with ``step`` and ``seconds``.
 
     Raises:
+        CheckpointError: another process trains in this folder, its files are damaged, or the disk is full.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt: after a checkpoint was written.
+        KeyboardInterrupt, EnvironmentFailed: after a checkpoint was written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, log = folder / "training.safetensors", _Log(folder)
-    done, elapsed = 0, 0.0
-    if checkpoint.exists():
-        saved = load_tree(checkpoint)
-        done, elapsed = saved["step"], saved["seconds"]
-        state.load_state_dict(saved["state"])
-    log.keep_until(done)
-    begin = time.monotonic() - elapsed
+    with only_writer(folder):
+        checkpoint, log = folder / "training.safetensors", _Log(folder)
+        done, elapsed = 0, 0.0
+        if checkpoint.exists():
+            saved = load_tree(checkpoint)
+            done, elapsed = saved["step"], saved["seconds"]
+            _restore(state, saved["state"], checkpoint)
+        log.keep_until(done)
+        begin = time.monotonic() - elapsed
 
-    def save(at: int) -> None:
-        save_tree(checkpoint, {"step": at, "seconds": time.monotonic() - begin, "state": state.state_dict()})
+        def save(at: int) -> None:
+            save_tree(checkpoint, {"step": at, "seconds": time.monotonic() - begin, "state": state.state_dict()})
 
-    sums: dict[str, Tensor] = {}
-    since = done
-    stream = batches(done) if done < config.steps else iter(())
-    bar = tqdm(total=config.steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1)
-    finished = done >= config.steps
-    try:
-        while not finished:
-            for key, value in step(next(stream)).items():
-                sums[key] = sums[key] + value if key in sums else value
-            done += 1
-            bar.update()
-            finished = done == config.steps or _out_of_time(config, begin)
-            if done % config.log_every == 0 or finished:
-                means = {key: (total / (done - since)).item() for key, total in sums.items()}
-                _check_finite(means, done)
-                seconds = time.monotonic() - begin
-                entry = {"step": done, "seconds": seconds, **means, **(observe() if observe else {})}
-                log.add(entry)
-                bar.set_postfix({key: f"{value:.4g}" for key, value in entry.items() if key not in ("step", "seconds")})
-                sums, since = {}, done
-            if done % config.checkpoint_every == 0:
-                save(done)
-    except KeyboardInterrupt:
+        sums: dict[str, Tensor] = {}
+        since = done
+        stream = batches(done) if done < config.steps else iter(())
+        bar = tqdm(total=config.steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1)
+        finished = done >= config.steps
+        try:
+            while not finished:
+                for key, value in step(next(stream)).items():
+                    sums[key] = sums[key] + value if key in sums else value
+                done += 1
+                bar.update()
+                finished = done == config.steps or _out_of_time(config, begin)
+                if done % config.log_every == 0 or finished:
+                    means = {key: (total / (done - since)).item() for key, total in sums.items()}
+                    _check_finite(means, done)
+                    seconds = time.monotonic() - begin
+                    entry = {"step": done, "seconds": seconds, **means, **(observe() if observe else {})}
+                    log.add(entry)
+                    bar.set_postfix(_in_short(entry))
+                    sums, since = {}, done
+                if done % config.checkpoint_every == 0:
+                    save(done)
+        except (KeyboardInterrupt, EnvironmentFailed):
+            save(done)
+            bar.write(f"stopped at step {done}; the same command goes on from there")
+            raise
+        finally:
+            bar.close()
         save(done)
-        bar.write(f"interrupted at step {done}; the same command goes on from there")
-        raise
-    finally:
-        bar.close()
-        log.close()
-    save(done)
-    return log.entries
+        return log.entries
+
+
+def read_log(path: Path) -> list[Metrics]:
+    """The entries of a ``metrics.jsonl``; a killed writer's cut last line is left out.
+
+    Raises:
+        CheckpointError: it cannot be read, or a line is damaged; says which.
+    """
+    try:
+        *lines, _ = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entries.append(unsealed(line))
+        except ValueError as error:
+            raise CheckpointError(f"line {number} of {path} is damaged ({error}): delete that line") from error
+    return entries
+
+
+def _restore(state: State, saved: dict[str, Any], checkpoint: Path) -> None:
+    try:
+        state.load_state_dict(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint} was written under other settings: go on with those, or begin in another folder "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -151,6 +193,10 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
+def _in_short(entry: Metrics) -> dict[str, str]:
+    return {key: f"{value:.4g}" for key, value in entry.items() if key not in ("step", "seconds")}
+
+
 def _out_of_time(config: FitConfig, begin: float) -> bool:
     return config.seconds is not None and time.monotonic() - begin > config.seconds
 
@@ -165,38 +211,50 @@ def _check_finite(means: Metrics, step: int) -> None:
 
 
 class _Log:
-    """metrics.jsonl, and TensorBoard events where tensorboard is installed."""
+    """metrics.jsonl, one sealed entry a line, and TensorBoard events where tensorboard is installed."""
 
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
         self.entries: list[Metrics] = []
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(folder))
+        self._board: _Board | None = None
+        with contextlib.suppress(ImportError):
+            self._board = _Board(folder)
 
     def keep_until(self, step: int) -> None:
         """Drops what was logged after the checkpoint: it is about to be lived again."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        for line in lines:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                break  # a killed writer's last line
-            if entry["step"] <= step:
-                self.entries.append(entry)
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
+        logged = read_log(self.path) if self.path.exists() else []
+        self.entries = [entry for entry in logged if entry["step"] <= step]
+        write_atomically(self.path, "".join(map(_line, self.entries)).encode())
 
     def add(self, entry: Metrics) -> None:
         self.entries.append(entry)
-        with open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with writing(self.path), open(self.path, "a") as file:
+            file.write(_line(entry))
         if self._board is not None:
-            for key, value in entry.items():
-                self._board.add_scalar(key, value, int(entry["step"]))
+            self._board.add(entry)
 
-    def close(self) -> None:
-        if self._board is not None:
-            self._board.close()
+
+def _line(entry: Metrics) -> str:
+    return json.dumps(sealed(entry)) + "\n"
+
+
+class _Board:
+    """TensorBoard events, written as they come: on a full disk SummaryWriter's thread dies with a traceback."""
+
+    def __init__(self, folder: Path):
+        """Raises ImportError where there is no tensorboard."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event, self._summary, self._writer = Event, Summary, RecordWriter
+        self.path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+    def add(self, entry: Metrics) -> None:
+        values = [self._summary.Value(tag=key, simple_value=value) for key, value in entry.items()]
+        self._append(self._event(wall_time=time.time(), step=int(entry["step"]), summary=self._summary(value=values)))
+
+    def _append(self, event: Any) -> None:
+        with writing(self.path), open(self.path, "ab") as file:
+            self._writer(file).write(event.SerializeToString())

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, read_manifest, write_json
-from worldvae.rollouts import EpisodeFolder, RolloutStore
+from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, only_writer, read_manifest, write_json
+from worldvae.episodes import DamagedEpisode, EpisodeFolder, Tensors
+from worldvae.rollouts import Episode, RolloutStore
 from worldvae.vae import FrameVAE
 
 Precision = Literal["float32", "uint8"]
@@ -66,16 +67,20 @@ class LatentStore:
 
     def __getitem__(self, i: int) -> LatentEpisode:
         """The i-th episode, verified and back in float32. Raises DamagedEpisode."""
-        tensors, header = self.episodes.read(self.indices[i])
-        return LatentEpisode(
-            mean=restore(tensors, "mean"),
-            logvar=restore(tensors, "logvar"),
-            actions=tensors["actions"],
-            rewards=tensors["rewards"],
-            visible=tensors["visible"],
-            terminated=header["terminated"],
-            truncated=header["truncated"],
-        )
+        index = self.indices[i]
+        tensors, header = self.episodes.read(index)
+        try:
+            return LatentEpisode(
+                mean=restore(tensors, "mean"),
+                logvar=restore(tensors, "logvar"),
+                actions=tensors["actions"],
+                rewards=tensors["rewards"],
+                visible=tensors["visible"],
+                terminated=header["terminated"],
+                truncated=header["truncated"],
+            )
+        except (KeyError, ValueError) as error:
+            raise DamagedEpisode(f"{self.episodes.file(index)} is no encoded episode: {error}") from error
 
     def check_codec(self, vae: FrameVAE) -> None:
         """Raises CheckpointError where these are another codec's codes."""
@@ -94,36 +99,43 @@ def encode(rollouts: RolloutStore, vae: FrameVAE, path: str | Path, precision: P
         precision: ``uint8`` keeps 256 levels per latent and episode, with their scale.
 
     Raises:
-        CheckpointError: the folder holds another codec's latents, or the codec was never saved.
+        CheckpointError: the folder holds another codec's latents or has another writer, or the codec was
+            never saved.
     """
     if not vae.sha256:
         raise CheckpointError("save the codec before encoding: latents are tied to its hash")
     path = Path(path)
-    if (path / "latents.json").exists():
-        store = LatentStore(path)
-        store.check_codec(vae)
-        if store.manifest["precision"] != precision:
-            raise CheckpointError(f"{path} holds latents in {store.manifest['precision']}, not {precision}")
-    else:
-        path.mkdir(parents=True, exist_ok=True)
+    with only_writer(path):
+        store = _open_or_create(path, vae, precision)
+        done = set(store.indices)
+        for i, index in enumerate(tqdm(rollouts.indices, desc="encode", unit="episode")):
+            if index not in done:
+                store.episodes.write(index, *_encoded(rollouts[i], vae, precision))
+    return LatentStore(path)
+
+
+def _open_or_create(path: Path, vae: FrameVAE, precision: Precision) -> LatentStore:
+    if not (path / "latents.json").exists():
         header = {"format_version": FORMAT_VERSION, "kind": LatentStore.KIND}
         codec = {"codec_sha256": vae.sha256, "latent_size": vae.latent_size, "precision": precision}
         write_json(path / "latents.json", {**header, **codec})
-        store = LatentStore(path)
-    done = set(store.indices)
-    for i, index in enumerate(tqdm(rollouts.indices, desc="encode", unit="episode")):
-        if index in done:
-            continue
-        episode = rollouts[i]
-        posterior = vae.encode(episode.frames)
-        codes = {
-            **quantise("mean", posterior.mean.cpu().numpy(), precision),
-            **quantise("logvar", posterior.logvar.cpu().numpy(), precision),
-        }
-        kept = {"actions": episode.actions, "rewards": episode.rewards, "visible": episode.visible}
-        ends = {"terminated": episode.terminated, "truncated": episode.truncated}
-        store.episodes.write(index, {**codes, **kept}, {**ends, "seed": episode.seed, "length": len(episode)})
-    return LatentStore(path)
+    store = LatentStore(path)
+    store.check_codec(vae)
+    if store.manifest["precision"] != precision:
+        raise CheckpointError(f"{path} holds latents in {store.manifest['precision']}, not {precision}")
+    return store
+
+
+def _encoded(episode: Episode, vae: FrameVAE, precision: Precision) -> tuple[Tensors, dict[str, Any]]:
+    """What is stored of one episode: its codes and what is kept as it was, and the header."""
+    posterior = vae.encode(episode.frames)
+    codes = {
+        **quantise("mean", posterior.mean.cpu().numpy(), precision),
+        **quantise("logvar", posterior.logvar.cpu().numpy(), precision),
+    }
+    kept = {"actions": episode.actions, "rewards": episode.rewards, "visible": episode.visible}
+    ends = {"terminated": episode.terminated, "truncated": episode.truncated}
+    return {**codes, **kept}, {**ends, "seed": episode.seed, "length": len(episode)}
 
 
 def quantise(name: str, values: NDArray[np.float32], precision: Precision) -> dict[str, NDArray[Any]]:

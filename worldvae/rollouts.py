@@ -1,43 +1,26 @@
-"""Episodes on disk: one safetensors file each in a folder with a manifest.
+"""Recorded episodes and their store: a folder of them with a manifest that says of what.
 
-A finished episode is there whole or not at all, whenever the writer dies; readers verify its
-checksum when they first touch it, and a damaged file never takes the others with it. Knows
-nothing of environments or networks.
+Several processes may append at once and read all the while. Knows nothing of environments or networks.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-import safetensors.numpy
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from worldvae.checkpoint import (
-    FORMAT_VERSION,
-    CheckpointError,
-    read_manifest,
-    write_atomically,
-    write_json,
-)
+from worldvae.checkpoint import FORMAT_VERSION, CheckpointError, only_writer, read_manifest, write_json
+from worldvae.episodes import DamagedEpisode, EpisodeFolder
 from worldvae.frames import Frames, FrameSpec
-
-Tensors = dict[str, NDArray[Any]]
-
-
-class DamagedEpisode(CheckpointError):
-    """An episode's file is not what was written; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -82,60 +65,6 @@ class Episode:
         return len(self.rewards)
 
 
-@dataclass(frozen=True)
-class EpisodeFolder:
-    """Numbered safetensors files with checksums: what rollouts and latents share on disk."""
-
-    path: Path
-    _verified: set[int] = field(default_factory=set, compare=False, repr=False)
-
-    def indices(self) -> list[int]:
-        """The numbers of the episodes that are there, ascending."""
-        matches = (re.fullmatch(r"episode-(\d+)\.safetensors", p.name) for p in self.path.iterdir())
-        return sorted(int(m.group(1)) for m in matches if m)
-
-    def file(self, index: int) -> Path:
-        return self.path / f"episode-{index:06d}.safetensors"
-
-    def write(self, index: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
-        """Writes one episode atomically, its checksum in the header."""
-        contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        metadata = {
-            "header": json.dumps(dict(header)),
-            "header_checksum": _checksum({}, header),
-            "checksum": _checksum(contiguous, header),
-        }
-        write_atomically(self.file(index), safetensors.numpy.save(contiguous, metadata))
-
-    def header(self, index: int) -> dict[str, Any]:
-        """The header alone, without reading tensors."""
-        return self._open(index, names=())[1]
-
-    def read(self, index: int, names: Sequence[str] | None = None) -> tuple[Tensors, dict[str, Any]]:
-        """Some or all tensors and the header; the checksum is verified at the first touch."""
-        if index not in self._verified:
-            tensors, header = self._open(index, names=None)
-            self._verified.add(index)
-            return {n: t for n, t in tensors.items() if names is None or n in names}, header
-        return self._open(index, names)
-
-    def _open(self, index: int, names: Sequence[str] | None) -> tuple[Tensors, dict[str, Any]]:
-        path = self.file(index)
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                header = json.loads(metadata["header"])
-                if _checksum({}, header) != metadata.get("header_checksum"):
-                    raise ValueError("wrong checksum of its header")
-                wanted = file.keys() if names is None else names
-                tensors = {name: file.get_tensor(name) for name in wanted}
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise DamagedEpisode(f"{path} is damaged ({error}): delete it and collect again") from error
-        if names is None and _checksum(tensors, header) != metadata.get("checksum"):
-            raise DamagedEpisode(f"{path} is damaged (wrong checksum): delete it and collect again")
-        return tensors, header
-
-
 class RolloutStore:
     """A folder of episodes from one environment with one frame spec.
 
@@ -177,15 +106,16 @@ class RolloutStore:
             "action_repeat": action_repeat,
             "frame_spec": json.loads(json.dumps(asdict(frame_spec))),
         }
-        if (path / "rollouts.json").exists():
-            store = cls(path)
-            differing = [key for key, value in manifest.items() if store.manifest.get(key) != value]
-            if differing:
-                raise CheckpointError(f"{path} holds other rollouts (different {', '.join(differing)})")
-            return store
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "rollouts.json", manifest)
-        return cls(path)
+        file = path / "rollouts.json"
+        if not file.exists():
+            with only_writer(path):
+                if not file.exists():  # another process may have made it by now
+                    write_json(file, manifest)
+        store = cls(path)
+        differing = [key for key, value in manifest.items() if store.manifest.get(key) != value]
+        if differing:
+            raise CheckpointError(f"{path} holds other rollouts (different {', '.join(differing)})")
+        return store
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -195,16 +125,22 @@ class RolloutStore:
 
     def __getitem__(self, i: int) -> Episode:
         """The i-th episode, verified. Raises DamagedEpisode."""
-        tensors, header = self.episodes.read(self.indices[i])
+        index = self.indices[i]
+        tensors, header = self.episodes.read(index)
         fields: dict[str, Any] = {**tensors, **header}
-        del fields["length"]
-        return Episode(**fields)
+        fields.pop("length", None)
+        try:
+            return Episode(**fields)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DamagedEpisode(f"{self.episodes.file(index)} is no episode of rollouts: {error}") from error
 
     def append(self, episode: Episode) -> None:
-        """Adds one finished episode; when this returns, it is on disk."""
+        """Adds one finished episode after the last that is there; when this returns, it is on disk.
+
+        Other processes may append too: each episode gets a number of its own.
+        """
         if episode.frames.shape[1:] != self.frame_spec.shape:
             raise ValueError(f"frames {episode.frames.shape[1:]} are not of the store's {self.frame_spec.shape}")
-        index = self.indices[-1] + 1 if self.indices else 0
         tensors = {
             "frames": episode.frames,
             "actions": episode.actions,
@@ -212,7 +148,9 @@ class RolloutStore:
             "visible": episode.visible,
         }
         header = {k: v for k, v in vars(episode).items() if k not in tensors}
-        self.episodes.write(index, tensors, {**header, "length": len(episode)})
+        with only_writer(self.path, patience=60):
+            index = max(self.episodes.indices(), default=-1) + 1
+            self.episodes.write(index, tensors, {**header, "length": len(episode)})
         self.indices.append(index)
 
     def append_all(self, episodes: Iterable[Episode], most_waiting: int = 64) -> Iterator[Episode]:
@@ -238,7 +176,10 @@ class RolloutStore:
 
     def header(self, i: int) -> dict[str, Any]:
         """Length, seed, policy, ends and env steps of the i-th episode, without its frames."""
-        return self.episodes.header(self.indices[i])
+        header = self.episodes.header(self.indices[i])
+        if "env_steps" not in header:
+            raise DamagedEpisode(f"{self.episodes.file(self.indices[i])} is no episode of rollouts")
+        return header
 
     @property
     def seeds(self) -> set[int]:
@@ -297,11 +238,3 @@ def space_from(description: Mapping[str, Any]) -> gymnasium.Space:
     if description["type"] == "Discrete":
         return Discrete(description["n"], start=description["start"])
     return MultiDiscrete(description["nvec"], start=description["start"])
-
-
-def _checksum(tensors: Tensors, header: Mapping[str, Any]) -> str:
-    digest = hashlib.blake2b(json.dumps(dict(header), sort_keys=True).encode(), digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name}{tensors[name].dtype}{tensors[name].shape}".encode())
-        digest.update(np.ascontiguousarray(tensors[name]).data)
-    return digest.hexdigest()
