@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.evaluation import commit, machine
 
@@ -19,6 +21,26 @@ Flat = Annotated[Config, tyro.conf.arg(name="")]
 """A dataclass whose fields are flags of their own."""
 Run = Annotated[Path, tyro.conf.Positional]
 """The run's folder, the first word on the command line."""
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f'expected a JSON object such as {{"lap": 1}}, got {text}')
+    return value
+
+
+JSON = Annotated[
+    dict[str, Any],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=lambda words: _json_object(words[0]),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [json.dumps(value)],
+    ),
+]
+"""Named values of any kind, as one JSON object (tyro gives an empty dictionary no flag at all)."""
 
 
 def run(main: Callable[..., Any]) -> None:

@@ -35,7 +35,7 @@ class CollectConfig:
         action_repeat: env steps that each action lasts.
         max_episode_steps: truncate earlier than the id's own limit.
         patience: cut an episode after so many env steps without a positive reward.
-        env_kwargs: arguments of the environment.
+        env_kwargs: arguments of the environment, such as '{"continuous": false}'.
         frame: how pixels become frames.
         policy: who acts; agent is the one saved in the run folder agent_run.
         correlated: how correlated actions wander.
@@ -50,7 +50,7 @@ class CollectConfig:
     action_repeat: int = 1
     max_episode_steps: int | None = None
     patience: int | None = None
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_kwargs: cli.JSON = field(default_factory=dict)
     frame: FrameSpec = field(default_factory=FrameSpec)
     policy: Literal["uniform", "correlated", "agent"] = "correlated"
     correlated: CorrelatedConfig = field(default_factory=CorrelatedConfig)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tests.pixel_env import SIZE, DotEnv
 from worldvae.environments import ActionRepeat, make_vector_env
+from worldvae.failures import EnvironmentFailed
 from worldvae.frames import FrameSpec, to_frames
 from worldvae.policies import random_policy
 from worldvae.record import interact, record
@@ -253,7 +254,7 @@ def test_a_reward_that_is_no_number_is_told_with_its_seed(reward: float) -> None
             return observation, reward, terminated, truncated, info
 
     env = SyncVectorEnv([lambda: Broken(length=2)], autoreset_mode=AutoresetMode.DISABLED)
-    with pytest.raises(ValueError, match="episode of seed 17: a reward is not a finite number"):
+    with pytest.raises(EnvironmentFailed, match="step 1 of the episode of seed 17: a reward is not a finite number"):
         list(record(env, FromThePicture(), RAW, [17]))
 
 

@@ -2,8 +2,8 @@
 
 ``make_vector_env`` hides which backend runs (Gymnasium's processes, Gymnasium in this process, or
 EnvPool's threads). Every environment it makes resets only when told to (autoreset mode DISABLED,
-``options={"reset_mask": ...}``) and reports the emulator's steps in ``info["env_steps"]``. Knows
-nothing of frames' sizes, policies or files.
+``options={"reset_mask": ...}``), reports the emulator's steps in ``info["env_steps"]`` and nothing
+else there, and tells a failure in a sentence. Knows nothing of frames' sizes, policies or files.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ import multiprocessing
 import signal
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import itemgetter
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
-from gymnasium.wrappers import AddRenderObservation
+from gymnasium.wrappers import AddRenderObservation, TransformObservation
 from numpy.typing import NDArray
+
+from worldvae.failures import WORKER_DIED, Telling, Witness, in_words
 
 Backend = Literal["auto", "envpool", "async", "sync"]
 
@@ -53,7 +57,8 @@ def make_vector_env(
             hide repeats) instead of its own limit.
 
     Returns:
-        A ``VectorEnv`` with uint8 [N, H, W, C] observations and autoreset mode DISABLED.
+        A ``VectorEnv`` with uint8 [N, H, W, C] observations and autoreset mode DISABLED. Its
+        ``reset`` and ``step`` raise ``EnvironmentFailed`` in place of what an environment raises.
 
     Raises:
         UnknownEnvironment: unknown id, missing extra, or observations that are not images.
@@ -62,29 +67,37 @@ def make_vector_env(
         raise ValueError(f"num_envs and action_repeat must be >= 1, got {num_envs}, {action_repeat}")
     kwargs = dict(env_kwargs or {})
     if backend == "auto":
-        backend = "envpool" if key is None and not kwargs and _envpool_knows(env_id) else "async"
+        backend = "envpool" if key is None and not kwargs and envpool_knows(env_id) else "async"
     if backend == "envpool":
         return EnvPoolVectorEnv(env_id, num_envs, seed, action_repeat, max_episode_steps, kwargs)
 
     def make_one() -> gymnasium.Env:
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes us
-        return ActionRepeat(make_pixel_env(env_id, key, max_episode_steps, kwargs), action_repeat)
+        env = make_pixel_env(env_id, key, max_episode_steps, kwargs)
+        return Witness(ActionRepeat(env, action_repeat), env_id)
 
     make_one().close()  # an unknown id is told here, in a sentence, not inside a worker
-    if backend == "sync":
-        return SyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    return AsyncVectorEnv([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+    vector_env = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
+    try:
+        return Telling(vector_env([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED), env_id)
+    except (EOFError, ConnectionError) as error:
+        raise UnknownEnvironment(f"{env_id} cannot be made {num_envs} times: {WORKER_DIED}") from error
 
 
 @contextmanager
 def closing(env: VectorEnv) -> Iterator[VectorEnv]:
     """Closes the environment at the end; after an error or Ctrl-C without waiting for its workers,
-    which may never answer a question that was half asked."""
+    which may be dead, or never answer a question that was half asked."""
     try:
         yield env
     except BaseException:
-        env.close(terminate=True)
+        for worker in getattr(env.unwrapped, "processes", ()):
+            worker.kill()
+            worker.join()
+            env.unwrapped.closed = True  # Gymnasium's own closing would ask the dead
+        with suppress(Exception):
+            env.close()
         raise
     env.close()
 
@@ -95,24 +108,22 @@ def make_pixel_env(
     """One Gymnasium environment whose observation is an image (or a dictionary that has one)."""
     try:
         env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **env_kwargs)
-        if key is None and not is_image(env.observation_space):
+        if key is None and not is_image(env.observation_space) and "rgb_array" in env.metadata.get("render_modes", ()):
             env.close()
-            if "rgb_array" not in env.metadata.get("render_modes", ()):
-                raise UnknownEnvironment(f"{env_id} gives no uint8 images and renders none: {env.observation_space}")
             kwargs = {**env_kwargs, "render_mode": "rgb_array"}
             env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **kwargs)
             env = AddRenderObservation(env, render_only=True)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnknownEnvironment(f"{env_id} needs a package that is not installed: {error}") from error
-    except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        raise UnknownEnvironment(f"Gymnasium cannot make {env_id!r}: {error}") from error
+    except Exception as error:
+        raise UnknownEnvironment(f"Gymnasium cannot make {env_id!r}: {in_words(error)}") from error
     space = env.observation_space
     if key is not None:
         if not isinstance(space, gymnasium.spaces.Dict) or key not in space.spaces:
             env.close()
             raise UnknownEnvironment(f"{env_id}'s observations have no entry {key!r}: {space}")
-        env = _Entry(env, key)
-        space = env.observation_space
+        space = space[key]
+        env = TransformObservation(env, itemgetter(key), space)
     if not is_image(space):
         env.close()
         raise UnknownEnvironment(f"{env_id} gives no uint8 images and renders none: {space}")
@@ -124,18 +135,6 @@ def is_image(space: gymnasium.Space) -> bool:
     if not isinstance(space, gymnasium.spaces.Box) or space.dtype != np.uint8:
         return False
     return len(space.shape) == 2 or (len(space.shape) == 3 and space.shape[-1] in (1, 3))
-
-
-class _Entry(gymnasium.ObservationWrapper):
-    """Takes one image out of a dictionary observation."""
-
-    def __init__(self, env: gymnasium.Env, key: str):
-        super().__init__(env)
-        self.observation_space = env.observation_space[key]  # type: ignore[index]
-        self.key = key
-
-    def observation(self, observation: Any) -> Any:
-        return observation[self.key]
 
 
 class ActionRepeat(gymnasium.Wrapper):
@@ -194,7 +193,10 @@ class EnvPoolVectorEnv(VectorEnv):
             kwargs["max_episode_steps"] = max_episode_steps
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Gymnasium warns of float64 bounds in EnvPool's spaces
-            pool = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seed, **kwargs)
+            try:
+                pool = envpool.make(env_id, env_type="gymnasium", num_envs=num_envs, seed=seed, **kwargs)
+            except Exception as error:
+                raise UnknownEnvironment(f"EnvPool cannot make {env_id!r}: {in_words(error)}") from error
             pixels, actions = pool.observation_space, pool.action_space
         self.channels_first = len(pixels.shape) == 3 and pixels.shape[-1] not in (1, 3)
         shape = (*pixels.shape[1:], pixels.shape[0]) if self.channels_first else pixels.shape
@@ -208,7 +210,7 @@ class EnvPoolVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(actions, num_envs)
-        self.spec = None
+        self.spec = EnvSpec(env_id)
         self._pool = pool
         self._repeat = action_repeat
         self._hidden_repeat = int(getattr(pool.spec.config, "frame_skip", 1))
@@ -276,7 +278,7 @@ class CutWithoutReward(VectorWrapper):
         return observations, rewards, terminated, truncated, info
 
 
-def _envpool_knows(env_id: str) -> bool:
+def envpool_knows(env_id: str) -> bool:
     if importlib.util.find_spec("envpool") is None:
         return False
     import envpool

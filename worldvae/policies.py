@@ -91,7 +91,8 @@ class CorrelatedPolicy:
         else:
             switch = self._random.random(len(self._state)) < 1 / self.config.correlation
             self._state[switch] = self._uniform.act(self._state)[switch]
-        return np.clip(self._state, self._low, self._high).astype(self._dtype)
+        actions = np.clip(self._state, self._low, self._high)
+        return (actions.round() if np.issubdtype(self._dtype, np.integer) else actions).astype(self._dtype)
 
     def _per_dimension(self, given: tuple[float, ...] | None, default: NDArray[Any]) -> NDArray[Any]:
         if given is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from worldvae.failures import WORKER_DIED, EnvironmentFailed, in_words
 from worldvae.frames import Frames, FrameSpec, to_frames
 from worldvae.policies import BehaviourPolicy
 from worldvae.rollouts import Episode
@@ -66,6 +68,8 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
 
     Raises:
         RuntimeError: an observation dictionary, or a vector environment without an autoreset mode.
+        EnvironmentFailed: the environment raised, a worker process died, or a reward is not a finite
+            float32.
     """
     mode = env.metadata.get("autoreset_mode")
     if not isinstance(mode, AutoresetMode):
@@ -78,6 +82,7 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
     recorded = np.zeros(n, bool)
     started = np.ones(n, bool)
     dead = np.zeros(n, bool)
+    t = np.zeros(n, np.int64)
 
     def next_seeds(mask: NDArray[np.bool_]) -> None:
         for i in np.flatnonzero(mask):
@@ -86,11 +91,15 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
             seed_of[i] = seed_of[i] if seed is None else seed
 
     next_seeds(started)
-    observations_t, _ = env.reset(seed=seed_of.tolist())  # type: ignore[arg-type]
+    with _told(env, "reset", seed_of[recorded]):
+        observations_t, _ = env.reset(seed=seed_of.tolist())  # type: ignore[arg-type]
     while recorded.any():
         policy.reset(started)
         actions_t = policy.act(observations_t)
-        following, rewards, terminated, truncated, info = env.step(actions_t)
+        with _told(env, "step", seed_of[recorded]):
+            following, rewards, terminated, truncated, info = env.step(actions_t)
+        t = np.where(started, 1, t + 1)
+        _check_rewards(env, np.where(recorded & ~dead, rewards, 0), t, seed_of)
         terminated, truncated = np.asarray(terminated, bool) & ~dead, np.asarray(truncated, bool) & ~dead
         done = terminated | truncated
         yield Transitions(
@@ -110,10 +119,37 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
             next_seeds(started)
             if mode == AutoresetMode.DISABLED:
                 mask = {"reset_mask": started.copy()}
-                following, _ = env.reset(seed=seed_of.tolist(), options=mask)  # type: ignore[arg-type]
+                with _told(env, "reset", seed_of[started]):
+                    following, _ = env.reset(seed=seed_of.tolist(), options=mask)  # type: ignore[arg-type]
         if mode == AutoresetMode.NEXT_STEP:
             dead = done
         observations_t = following
+
+
+@contextmanager
+def _told(env: VectorEnv, doing: str, seeds: NDArray[np.int64]) -> Iterator[None]:
+    """Whatever ``env`` raises becomes one sentence, unless it is one."""
+    try:
+        yield
+    except EnvironmentFailed:
+        raise
+    except Exception as error:
+        lost = isinstance(error, EOFError | ConnectionError) and hasattr(env.unwrapped, "processes")
+        why, played = WORKER_DIED if lost else in_words(error), ", ".join(map(str, seeds))
+        raise EnvironmentFailed(f"{_name(env)} failed in {doing} while it played seeds {played}: {why}") from error
+
+
+def _check_rewards(env: VectorEnv, rewards: NDArray[Any], t: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
+    """Rewards [N] are kept as float32: one that is not finite there would poison all that learns."""
+    for i in np.flatnonzero(~(np.abs(rewards) <= np.finfo(np.float32).max)):
+        raise EnvironmentFailed(
+            f"{_name(env)} failed in step {t[i]} of the episode of seed {seeds[i]}: "
+            f"a reward is not a finite number: {rewards[i]}"
+        )
+
+
+def _name(env: VectorEnv) -> str:
+    return env.spec.id if env.spec is not None else str(env)
 
 
 def _env_steps(info: dict[str, Any], done: NDArray[np.bool_], mode: AutoresetMode) -> NDArray[np.int64]:
@@ -147,7 +183,7 @@ def record(
 
     The policy sees what the environment shows; the episode keeps frames of ``frame_spec``, made on
     another thread while the environments take their next step. Memory holds the running episodes
-    alone.
+    alone. Raises as ``interact``; episodes that had ended before are yielded first.
     """
     running = [_Running(np.empty(0, np.uint8)) for _ in range(env.num_envs)]
 
@@ -161,14 +197,19 @@ def record(
                 yield running[i].finish(step, int(i), policy_name)
 
     with ThreadPoolExecutor(1) as thread:
-        behind = None
-        for step in interact(env, policy, seeds):
-            ahead = step, thread.submit(_frames_of, step, frame_spec)
-            if behind is not None:
-                yield from finished(*behind)
-            behind = ahead
+        behind = failure = None
+        try:
+            for step in interact(env, policy, seeds):
+                ahead = step, thread.submit(_frames_of, step, frame_spec)
+                if behind is not None:
+                    yield from finished(*behind)
+                behind = ahead
+        except EnvironmentFailed as error:
+            failure = error
         if behind is not None:
             yield from finished(*behind)
+        if failure is not None:
+            raise failure
 
 
 def _frames_of(step: Transitions, spec: FrameSpec) -> tuple[Frames | None, Frames]:
