@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
+from torch import nn
 
+from agents.controller import Controller
 from agents.observations import (
     LatentStack,
     ObservationConfig,
     action_size,
+    as_vector,
     from_vector,
     observation_size,
 )
 from agents.sac import CategoricalActor, GaussianActor
+from agents.world_model import WorldModel, WorldModelConfig
 from worldvae.checkpoint import CheckpointError, load_model, save_model
 from worldvae.frames import to_frames
 from worldvae.rollouts import describe_space, space_from
@@ -40,6 +44,8 @@ class AgentSpec:
         action_space: of a single environment.
         action_repeat: env steps that each action lasts.
         hidden: width of its hidden layers.
+        architecture: of its actor: soft actor-critic's, or an evolved controller (``hidden`` 0: linear).
+        memory: the world model whose h it sees, if any; the agent carries it.
     """
 
     observation: ObservationConfig
@@ -48,16 +54,20 @@ class AgentSpec:
     action_space: gymnasium.Space
     action_repeat: int
     hidden: int
+    architecture: Literal["sac", "controller"] = "sac"
+    memory: WorldModelConfig | None = None
 
 
-class Agent:
+class Agent(nn.Module):
     """An actor and what it needs to act; ``save`` and ``load`` it, or let it play (below)."""
 
-    def __init__(self, spec: AgentSpec):
+    def __init__(self, spec: AgentSpec, memory: WorldModel | None = None):
+        """A new agent; ``memory`` is the world model of ``spec.memory``, an untrained one by default."""
+        super().__init__()
         self.spec = spec
-        actor = CategoricalActor if isinstance(spec.action_space, Discrete) else GaussianActor
-        size = observation_size(spec.observation, spec.latent_size, spec.action_space)
-        self.actor: CategoricalActor | GaussianActor = actor(size, action_size(spec.action_space), spec.hidden)
+        size = observation_size(spec.observation, spec.latent_size, spec.action_space, spec.memory)
+        self.actor = _actor(spec)(size, action_size(spec.action_space), spec.hidden)
+        self.memory = WorldModel(spec.memory) if spec.memory and memory is None else memory
 
     def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> None:
         """Writes ``model.safetensors`` and ``config.json``."""
@@ -68,8 +78,10 @@ class Agent:
             "action_space": describe_space(self.spec.action_space),
             "action_repeat": self.spec.action_repeat,
             "hidden": self.spec.hidden,
+            "architecture": self.spec.architecture,
+            "memory": asdict(self.spec.memory) if self.spec.memory else None,
         }
-        save_model(Path(folder), KIND, self.actor, {"config": described, "training": dict(training or {})})
+        save_model(Path(folder), KIND, self, {"config": described, "training": dict(training or {})})
 
     @classmethod
     def load(cls, folder: str | Path) -> Agent:
@@ -79,12 +91,18 @@ class Agent:
             config = dict(header["config"])
             config["observation"] = ObservationConfig(**config["observation"])
             config["action_space"] = space_from(config["action_space"])
+            config["memory"] = WorldModelConfig(**config["memory"]) if config["memory"] else None
             agent = cls(AgentSpec(**config))
-            agent.actor.load_state_dict(tensors)
+            agent.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{folder} holds no agent this version can build: {error}") from error
-        agent.actor.eval()
-        return agent
+        return agent.eval()
+
+
+def _actor(spec: AgentSpec) -> type[CategoricalActor] | type[GaussianActor] | type[Controller]:
+    if spec.architecture == "controller":
+        return Controller
+    return CategoricalActor if isinstance(spec.action_space, Discrete) else GaussianActor
 
 
 class LatentAgent:
@@ -93,7 +111,8 @@ class LatentAgent:
     def __init__(self, agent: Agent, num_envs: int):
         spec = agent.spec
         self._agent = agent
-        self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, action_size(spec.action_space))
+        actions = action_size(spec.action_space)
+        self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, actions, agent.memory)
 
     def reset(self, mask: NDArray[np.bool_]) -> None:
         self._stack.reset(mask)
@@ -101,9 +120,10 @@ class LatentAgent:
     @torch.no_grad()
     def act(self, observations: NDArray[np.float32]) -> NDArray[Any]:
         seen = torch.from_numpy(self._stack.push(observations))
-        vectors = self._agent.actor.act(seen, None).numpy()
-        self._stack.acted(vectors)
-        return from_vector(vectors, self._agent.spec.action_space)
+        space = self._agent.spec.action_space
+        actions = from_vector(self._agent.actor.act(seen, None).numpy(), space)
+        self._stack.acted(as_vector(actions, space))  # what was done: scores become a choice
+        return actions
 
 
 class PixelAgent:

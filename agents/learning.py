@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
@@ -28,6 +28,7 @@ from agents.observations import (
 )
 from agents.replay import Replay, TransitionBatch
 from agents.sac import SAC, SACConfig
+from agents.world_model import WorldModel
 from worldvae.fit import FitConfig, Metrics, fit, pick_device
 from worldvae.latents import LatentEpisode, LatentStore
 from worldvae.record import interact
@@ -73,6 +74,7 @@ def train_agent(
     codec_sha256: str,
     action_repeat: int = 1,
     rollouts: LatentStore | None = None,
+    memory: WorldModel | None = None,
 ) -> Agent:
     """Learns to act in ``env`` by SAC and saves the agent into ``folder``; resumes what it began.
 
@@ -81,13 +83,14 @@ def train_agent(
             each step costs at most ``action_repeat`` env steps an environment.
         codec_sha256: of the codec behind ``env``; the agent refuses to play on another.
         rollouts: encoded episodes of the same environment that the replay starts with.
+        memory: the world model whose h the agent sees too; it is not trained here.
 
     Raises:
-        ValueError: an action space other than Box or Discrete, too few env steps, or no CUDA where
+        ValueError: an action space other than bounded Box or Discrete, too few env steps, or no CUDA where
             asked for.
     """
     folder = Path(folder)
-    learner = Learner(env, config, rollouts)
+    learner = Learner(env, config, rollouts, memory)
     learning_steps = config.env_steps // (env.num_envs * action_repeat) - learner.warm_up
     if learning_steps < 1:
         raise ValueError(
@@ -113,8 +116,9 @@ def train_agent(
         action_space=env.single_action_space,
         action_repeat=action_repeat,
         hidden=config.sac.hidden,
+        memory=memory.config if memory else None,
     )
-    agent = Agent(spec)
+    agent = Agent(spec, memory)
     agent.actor.load_state_dict(learner.sac.actor.state_dict())
     agent.save(folder, {**asdict(config), **log[-1]})
     return agent
@@ -128,13 +132,24 @@ def first_seed(training_seed: int) -> int:
 class Learner:
     """SAC, its replay, and the play that fills it: all that training changes."""
 
-    def __init__(self, env: VectorEnv, config: LearningConfig, rollouts: LatentStore | None = None):
-        self.env, self.config = env, config
+    def __init__(
+        self,
+        env: VectorEnv,
+        config: LearningConfig,
+        rollouts: LatentStore | None = None,
+        memory: WorldModel | None = None,
+    ):
+        self.env, self.config, self.memory = env, config, memory
         self.space: gymnasium.Space = env.single_action_space
+        if not isinstance(self.space, Box | Discrete):
+            raise ValueError(f"soft actor-critic plays Box and Discrete action spaces, not {self.space}")
         assert env.single_observation_space.shape is not None
         self.latent_size = env.single_observation_space.shape[0]
         self.device = pick_device(config.device)
-        size, actions = observation_size(config.observation, self.latent_size, self.space), action_size(self.space)
+        actions = action_size(self.space)
+        size = observation_size(
+            config.observation, self.latent_size, self.space, self.memory.config if self.memory else None
+        )
         self.sac = SAC(size, actions, isinstance(self.space, Discrete), config.sac, config.seed, self.device)
         self.replay = Replay(config.replay_capacity, size, actions, self.device)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -177,7 +192,7 @@ class Learner:
         return {**played, "return": float(np.mean(self.returns))} if self.returns else played
 
     def _remember_episode(self, episode: LatentEpisode) -> None:
-        seen = observations_of(episode, self.config.observation, self.space)
+        seen = observations_of(episode, self.config.observation, self.space, self.memory)
         terminated = np.zeros(len(episode.rewards), bool)
         terminated[-1] = episode.terminated
         kept = episode.visible[1:] | terminated  # a blanked successor says nothing, but an end does
@@ -216,7 +231,8 @@ class _Explorer:
         env, space = learner.env, learner.space
         self._learner = learner
         self._random = np.random.default_rng((learner.config.seed, learner.env_steps))
-        self.stack = LatentStack(learner.config.observation, env.num_envs, learner.latent_size, action_size(space))
+        actions = action_size(space)
+        self.stack = LatentStack(learner.config.observation, env.num_envs, learner.latent_size, actions, learner.memory)
         self.observations_t = np.empty(0, np.float32)
         self.actions_t = np.empty(0, np.float32)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from worldvae.checkpoint import read_json, write_atomically
+from worldvae.fit import read_log
 
 # (who, return, env steps or '', source): CarRacing-v0 is an older version of the same task.
 PUBLISHED = [
@@ -42,11 +43,14 @@ def write_report(run: Path) -> str:
         ("Scores", _table(("who", "return", "env steps", "source"), score_rows(evaluation, random))),
         ("Cost", _table(("", "env steps", "wall seconds"), _cost_rows(evaluation))),
         ("Learning", _image(_curves(log, evaluation, random), "png") + "<p>Returns while exploring (mean of 30).</p>"),
-        ("Film", _film(run / "pictures")),
+        ("Film", _film(run / "pictures" / "film.webm", "real | reconstruction")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
         ("Latents", _image(_latent_bars(read_json(run / "latents" / "statistics.json")), "png")),
         ("Bytes per frame", _table(("stored as", "bytes", "PSNR dB"), _size_rows(run / "latents" / "sizes.json"))),
+        ("The world model on held-out episodes", _forecasts(run / "dynamics" / "forecasts.json")),
+        ("A dream", _film(run / "pictures" / "dream.webm", "real | reconstruction | dream, by the same actions")),
+        ("Its steps 1, 2, 4, 8, ...: real, reconstruction, dream", _picture(run / "pictures" / "dream.png")),
         ("To reproduce", _commands(run, evaluation)),
         ("Settings of codec and agent", _pre(json.dumps(evaluation["config"], indent=1))),
     ]
@@ -81,8 +85,7 @@ def _spread(evaluation: dict[str, Any]) -> str:
 
 
 def _log(folder: Path) -> list[dict[str, float]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [entry for entry in map(json.loads, lines) if "return" in entry]
+    return [entry for entry in read_log(folder / "metrics.jsonl") if "return" in entry]
 
 
 def _curves(log: list[dict[str, float]], evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
@@ -154,6 +157,20 @@ def _size_rows(path: Path) -> list[tuple[str, str, str]]:
     return [(name, f"{row['bytes']:.0f}", f"{float(row['psnr']):.1f}") for name, row in read_json(path).items()]
 
 
+def _forecasts(path: Path) -> str:
+    """NLL per step and open-loop error of the world model and both baselines."""
+    if not path.exists():
+        return "<p>not trained</p>"
+    scores = read_json(path)
+    horizons = list(scores["world model"]["open_loop"])
+    head = ("", "NLL, nats per step", *(f"error at +{k}" for k in horizons))
+    rows = [(who, f"{s['nll']:.2f}", *(f"{s['open_loop'][k]:.3f}" for k in horizons)) for who, s in scores.items()]
+    return _table(head, rows) + (
+        "<p>Lower is better; an NLL below zero is no bug (a density may exceed 1). Error: squared, of open-loop "
+        "forecasts so many steps ahead, over the codes' variance (1: knowing nothing).</p>"
+    )
+
+
 def _commands(run: Path, evaluation: dict[str, Any]) -> str:
     if (run / "run.json").exists():
         flags = " ".join(f"--{name} {value}" for name, value in read_json(run / "run.json").items())
@@ -182,12 +199,9 @@ def _picture(path: Path) -> str:
     return _image(path.read_bytes(), "png") if path.exists() else "<p>not made</p>"
 
 
-def _film(folder: Path) -> str:
+def _film(path: Path, columns: str) -> str:
     """The WebM, which is smaller than the GIF."""
-    path = folder / "film.webm"
     if not path.exists():
         return "<p>not made</p>"
     data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<video controls loop muted autoplay src="data:video/webm;base64,{data}"></video><p>real | reconstruction</p>'
-    )
+    return f'<video controls loop muted autoplay src="data:video/webm;base64,{data}"></video><p>{columns}</p>'

@@ -1,9 +1,10 @@
-"""Stage 5: the agent's score on unseen episodes of the official environment, and a film."""
+"""Stage 6: the agent's score on unseen episodes of the official environment, and a film."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from agents.agent import Agent, PixelAgent
@@ -11,8 +12,8 @@ from agents.evaluation import TEST_SEEDS, Scores, commit, env_version, evaluate,
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.checkpoint import read_json, write_json
-from worldvae.environments import make_vector_env
-from worldvae.pictures import real_and_reconstructed, save_film
+from worldvae.environments import closing, make_vector_env
+from worldvae.pictures import save_film, side_by_side
 from worldvae.policies import UniformPolicy
 from worldvae.record import record
 from worldvae.rollouts import RolloutStore
@@ -24,7 +25,8 @@ class EvaluateConfig:
     """Whom to judge, on which episodes.
 
     Attributes:
-        policy: the run's agent, or uniformly random actions (each played as long as the agent's).
+        policy: the run's agent, its evolved controller, or uniformly random actions (each played as
+            long as the agent's).
         episodes: how many, on first_seed, first_seed + 1, ...
         first_seed: test seeds start at 2,000,000.
         workers: environments stepped in parallel processes.
@@ -32,7 +34,7 @@ class EvaluateConfig:
         film: record the first seed as WebM and GIF: real | reconstruction.
     """
 
-    policy: Literal["agent", "random"] = "agent"
+    policy: Literal["agent", "evolved", "random"] = "agent"
     episodes: int = 100
     first_seed: int = TEST_SEEDS
     workers: int = 4
@@ -41,7 +43,7 @@ class EvaluateConfig:
 
 
 def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
-    """Plays the listed seeds, writes and returns ``evaluation.json`` (``random.json``)."""
+    """Plays the listed seeds, writes and returns ``evaluation.json`` (``evolved.json``, ``random.json``)."""
     manifest = RolloutStore(run.rollouts).manifest
     seeds = range(config.first_seed, config.first_seed + config.episodes)
     setting = {
@@ -54,16 +56,17 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     if config.policy == "random":
         make_policy = _random_policy
     else:
-        make_policy = partial(_agent_policy, Agent.load(run.agent), FrameVAE.load(run.vae))
+        make_policy = partial(_agent_policy, Agent.load(_learned(run, config)), FrameVAE.load(run.vae))
     scores = evaluate(manifest["env_id"], make_policy, seeds, workers=config.workers, name=config.policy, **setting)
     report = as_report(run, config, scores)
-    write_json(run.path / ("evaluation.json" if config.policy == "agent" else "random.json"), report)
+    name = "evaluation" if config.policy == "agent" else config.policy
+    write_json(run.path / f"{name}.json", report)
     low, high = scores.ci95
     print(
         f"{config.policy}: {scores.mean:.1f} ± {scores.sd:.1f} over {len(seeds)} episodes, 95% [{low:.1f}, {high:.1f}]"
     )
-    if config.policy == "agent" and config.film:
-        film(run, make_policy, config.first_seed, setting)
+    if config.policy != "random" and config.film:
+        film(run, make_policy, config, setting)
     return report
 
 
@@ -82,10 +85,13 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
     }
     if config.policy == "random":
         return report
-    vae, agent = read_json(run.vae / "config.json"), read_json(run.agent / "config.json")
+    vae, agent = read_json(run.vae / "config.json"), read_json(_learned(run, config) / "config.json")
     learned = agent["training"]
-    steps = {"collect": store.env_steps, "train": int(learned["env_steps"]), "select": 0}
-    wall = {"collect": run.seconds("collect"), "train": run.seconds("train_vae", "encode", "train_agent")}
+    select = int(learned.get("select_env_steps", 0))
+    steps = {"collect": store.env_steps, "train": int(learned["env_steps"]), "select": select}
+    last_stage = "train_agent" if config.policy == "agent" else "evolve"
+    trained = run.seconds("train_vae", "encode", "train_dynamics", last_stage)
+    wall = {"collect": run.seconds("collect"), "train": trained}
     return report | {
         "train_seed": learned["seed"],
         "env_steps": steps,
@@ -96,16 +102,21 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
     }
 
 
-def film(run: RunFolder, make_policy: Any, seed: int, setting: dict[str, Any]) -> None:
+def film(run: RunFolder, make_policy: Any, config: EvaluateConfig, setting: dict[str, Any]) -> None:
     """Records an episode's first 250 decisions: real | reconstruction, in the codec's frames."""
     manifest, vae = RolloutStore(run.rollouts).manifest, FrameVAE.load(run.vae)
     env = make_vector_env(manifest["env_id"], 1, backend="sync", **setting)
-    episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
     fps = env.metadata.get("render_fps", 50) / manifest["action_repeat"]
-    env.close()
-    images = real_and_reconstructed(vae, episode.frames[:250])
-    for path in save_film(run.pictures / "film", images, fps):
+    with closing(env):
+        episode = next(record(env, make_policy(env), vae.config.frame, [config.first_seed]))
+    frames = episode.frames[:250]
+    images = side_by_side([frames, vae.decode(vae.encode(frames).mean.cpu().numpy())])
+    for path in save_film(run.pictures / ("film" if config.policy == "agent" else config.policy), images, fps):
         print(path)
+
+
+def _learned(run: RunFolder, config: EvaluateConfig) -> Path:
+    return run.agent if config.policy == "agent" else run.evolved
 
 
 def _agent_policy(agent: Agent, vae: FrameVAE, env: Any) -> PixelAgent:
@@ -117,7 +128,7 @@ def _random_policy(env: Any) -> UniformPolicy:
 
 
 def main(run: cli.Run, config: cli.Flat[EvaluateConfig] = EvaluateConfig()) -> None:
-    """Score RUN's agent (or the random policy) on test seeds into RUN/evaluation.json."""
+    """Score RUN's agent, evolved controller or the random policy on test seeds into RUN/evaluation.json."""
     score(RunFolder(run), config)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
 from agents.report import write_report
 from scripts import cli
@@ -16,6 +17,7 @@ from scripts.evaluate import EvaluateConfig, score
 from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
+from scripts.train_dynamics import train as train_dynamics
 from scripts.train_vae import train as train_vae
 from worldvae.checkpoint import CheckpointError, read_json, write_json
 from worldvae.environments import Backend
@@ -33,6 +35,7 @@ class PipelineConfig:
     collect: CollectConfig
     official: CollectConfig
     vae: VAETrainingConfig
+    dynamics: DynamicsConfig
     agent: AgentConfig
     evaluate: EvaluateConfig
 
@@ -50,6 +53,7 @@ QUICK = PipelineConfig(
     collect=DRIVING,
     official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
     vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10),
+    dynamics=DynamicsConfig(),
     agent=AgentConfig(learning=LearningConfig(env_steps=260_000, updates=12, minutes=11)),
     evaluate=EvaluateConfig(episodes=20),
 )
@@ -58,6 +62,7 @@ TINY = replace(
     collect=replace(DRIVING, episodes=4, num_envs=2, max_episode_steps=80),
     official=replace(QUICK.official, episodes=1, num_envs=1, max_episode_steps=80),
     vae=replace(QUICK.vae, passes=20, batch_size=32),
+    dynamics=DynamicsConfig(passes=20),
     agent=AgentConfig(num_envs=4, learning=LearningConfig(env_steps=1600, updates=2)),
     evaluate=EvaluateConfig(episodes=2, workers=2, max_episode_steps=200),
 )
@@ -78,6 +83,7 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
         collect=replace(config.collect, first_seed=first, backend=backend),
         official=replace(config.official, first_seed=first + config.official.first_seed),
         vae=replace(config.vae, seed=seed),
+        dynamics=replace(config.dynamics, seed=seed),
         agent=replace(config.agent, learning=learning, backend=backend),
     )
 
@@ -88,6 +94,7 @@ def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
         "collect": lambda: (collect(run, config.collect), collect(run, config.official)),
         "train_vae": lambda: train_vae(run, config.vae),
         "encode": lambda: encode_rollouts(run),
+        "train_dynamics": lambda: train_dynamics(run, config.dynamics),
         "train_agent": lambda: train_agent(run, config.agent),
         "evaluate_random": lambda: score(run, replace(config.evaluate, policy="random")),
         "evaluate": lambda: score(run, config.evaluate),
@@ -109,7 +116,7 @@ def main(
     backend: Backend = "auto",
     resume: bool = False,
 ) -> None:
-    """Collect, train the frame VAE, encode, train the agent, evaluate and report.
+    """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
 
     Args:
         preset: quick trains to drive in minutes; tiny only shows that everything runs.

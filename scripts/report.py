@@ -1,4 +1,4 @@
-"""Stage 6: one offline page about a run."""
+"""Stage 7: one offline page about a run."""
 
 from __future__ import annotations
 

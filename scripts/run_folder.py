@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from worldvae.checkpoint import read_json, write_json
+from worldvae.checkpoint import only_writer, read_json, write_json
 
 
 class RunFolder:
-    """``rollouts/ vae/ latents/ agent/ pictures/`` and ``stages.json`` with their wall seconds."""
+    """``rollouts/ vae/ latents/ dynamics/ agent/ evolved/ pictures/`` and ``stages.json`` with their wall seconds."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.rollouts = self.path / "rollouts"
         self.vae = self.path / "vae"
         self.latents = self.path / "latents"
+        self.dynamics = self.path / "dynamics"
         self.agent = self.path / "agent"
+        self.evolved = self.path / "evolved"
         self.pictures = self.path / "pictures"
 
     @property
@@ -37,12 +39,16 @@ class RunFolder:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage, over interruptions too, and marks it done when it ends well."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        before, begin, done = self.seconds(name), time.monotonic(), self.is_done(name)
-        try:
-            yield
-            done = True
-        finally:
-            entry = {"seconds": before + time.monotonic() - begin, "done": done}
-            write_json(self.path / "stages.json", {**self.stages, name: entry})
+        """Times a stage, over interruptions too, and marks it done when it ends well.
+
+        Raises CheckpointError where another process is at the same stage; others may run meanwhile.
+        """
+        with only_writer(self.path, f".{name}.lock"):
+            before, begin, done = self.seconds(name), time.monotonic(), self.is_done(name)
+            try:
+                yield
+                done = True
+            finally:
+                entry = {"seconds": before + time.monotonic() - begin, "done": done}
+                with only_writer(self.path):
+                    write_json(self.path / "stages.json", {**self.stages, name: entry})

@@ -1,4 +1,4 @@
-"""Stage 4: train an agent on latent observations."""
+"""Stage 5: train an agent on latent observations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from agents.agent import Agent
 from agents.learning import LearningConfig, first_seed, train_agent
 from scripts import cli
 from scripts.run_folder import RunFolder
+from scripts.train_dynamics import Memory, memory_of
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
 from worldvae.latents import LatentStore
 from worldvae.rollouts import RolloutStore
@@ -25,6 +26,7 @@ class AgentConfig:
         patience: an episode is cut, as by a time limit, after so many env steps without a positive
             reward (training only); None leaves episodes whole.
         from_rollouts: the replay starts with the encoded rollouts.
+        memory: whose h the agent sees beside z: nobody's, an untrained world model's, or RUN/dynamics'.
         learning: how the agent plays and learns.
     """
 
@@ -32,6 +34,7 @@ class AgentConfig:
     num_envs: int = 16
     patience: int | None = 120
     from_rollouts: bool = True
+    memory: Memory = "none"
     learning: LearningConfig = field(default_factory=LearningConfig)
 
 
@@ -60,6 +63,7 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
             codec_sha256=vae.sha256,
             action_repeat=store.manifest["action_repeat"],
             rollouts=latents,
+            memory=memory_of(run, config.memory, vae, store.action_space, config.learning.seed),
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 
 from scripts import cli
 from scripts.run_folder import RunFolder
+from worldvae.fit import read_log
 from worldvae.pictures import codec_pictures
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.training import VAETrainingConfig, train_vae
@@ -30,7 +29,7 @@ def train(run: RunFolder, config: VAETrainingConfig) -> FrameVAE:
 
 def summary(run: RunFolder, config: VAETrainingConfig) -> str:
     """Training and held-out reconstruction and KL (nats per frame), PSNR and active units over time."""
-    entries = [json.loads(line) for line in (run.vae / "metrics.jsonl").read_text().splitlines()]
+    entries = read_log(run.vae / "metrics.jsonl")
     names = ("reconstruction", "kl", "held_out_reconstruction", "held_out_kl", "psnr", "active_units")
     shown = entries[:: max(1, len(entries) // 6)]
     shown += [] if shown[-1] is entries[-1] else [entries[-1]]

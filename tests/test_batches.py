@@ -1,4 +1,4 @@
-"""Shuffled frame batches: a pure function of store, episodes, seed and step."""
+"""Shuffled frame batches and sequences: a pure function of store, episodes, seed and step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from worldvae.batches import frame_batches
+from worldvae.batches import frame_batches, sequence_batches
 from worldvae.frames import FrameSpec
 from worldvae.rollouts import Episode, RolloutStore
 
@@ -136,3 +136,68 @@ def test_no_more_than_a_window_of_frames_is_mixed(store: RolloutStore) -> None:
 def test_batches_of_nothing_are_refused(store: RolloutStore, episodes: list[int], batch_size: int) -> None:
     with pytest.raises(ValueError, match="batches need episodes"):
         next(frame_batches(store, episodes, batch_size, seed=0))
+
+
+def places(rows: NDArray[np.int64], lengths: list[int]) -> list[list[tuple[int, int]]]:
+    """(episode, t) of each row of the table in which all episodes' T + 1 frames lie end to end."""
+    table = [(e, t) for e, length in enumerate(lengths) for t in range(length + 1)]
+    return [[table[row] for row in piece] for piece in rows.tolist()]
+
+
+episode_lengths = st.lists(st.integers(0, 12), min_size=1, max_size=8).filter(any)
+sizes = {"batch_size": st.integers(1, 6), "most_steps": st.integers(1, 9), "seed": st.integers(0, 99)}
+
+
+@given(lengths=episode_lengths, **sizes)
+def test_an_epoch_of_sequences_has_every_transition_once_and_none_across_an_end(
+    lengths: list[int], batch_size: int, most_steps: int, seed: int
+) -> None:
+    everything = sorted((e, t) for e, length in enumerate(lengths) for t in range(length))
+    stream = sequence_batches(lengths, batch_size, most_steps, seed)
+    for _ in range(3):
+        epoch: list[tuple[int, int]] = []
+        while len(epoch) < len(everything):
+            rows, valid = next(stream)
+            assert rows.shape == (len(valid), valid.shape[1] + 1)
+            assert 1 <= len(rows) <= batch_size
+            assert 1 <= valid.shape[1] <= most_steps
+            assert valid.all(1).any(), "padded further than the longest"
+            for piece, there in zip(places(rows, lengths), valid.tolist(), strict=True):
+                n = sum(there)
+                assert there == [True] * n + [False] * (len(there) - n)
+                e, first = piece[0]
+                assert piece[: n + 1] == [(e, first + t) for t in range(n + 1)]
+                assert set(piece[n:]) == {piece[n]}
+                epoch += piece[:n]
+        assert sorted(epoch) == everything
+
+
+@given(lengths=episode_lengths, start=st.integers(0, 40), **sizes)
+def test_sequences_resumed_at_any_step_equal_the_unbroken_stream(
+    lengths: list[int], start: int, batch_size: int, most_steps: int, seed: int
+) -> None:
+    unbroken = sequence_batches(lengths, batch_size, most_steps, seed)
+    resumed = sequence_batches(lengths, batch_size, most_steps, seed, start)
+    for one, two in zip(islice(unbroken, start, start + 8), islice(resumed, 8), strict=True):
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+
+
+def test_long_episodes_are_cut_elsewhere_in_each_epoch() -> None:
+    stream = sequence_batches([1000], batch_size=100, most_steps=100, seed=0)
+    cuts = [frozenset(next(stream)[0][:, 0].tolist()) for _ in range(4)]  # an epoch is a batch
+    assert len(set(cuts)) == 4
+    assert all(len(cut) in (10, 11) for cut in cuts)
+
+
+def test_sequences_of_another_seed_come_in_another_order() -> None:
+    orders = {next(sequence_batches([1] * 20, 20, 8, seed))[0].tobytes() for seed in (0, 1, 2, 0)}
+    assert len(orders) == 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batch_size", "most_steps"), [([], 4, 8), ([0, 0], 4, 8), ([3], 0, 8), ([3], 4, 0)]
+)
+def test_sequences_of_nothing_are_refused(lengths: list[int], batch_size: int, most_steps: int) -> None:
+    with pytest.raises(ValueError, match="batches need transitions"):
+        next(sequence_batches(lengths, batch_size, most_steps, seed=0))

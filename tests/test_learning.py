@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import gymnasium
@@ -29,6 +28,8 @@ from worldvae import (
     make_vector_env,
     train_vae,
 )
+from worldvae.checkpoint import read_json
+from worldvae.fit import read_log
 
 MIDDLE = {"target": 12.0}
 CONFIG = LearningConfig(
@@ -65,8 +66,7 @@ def test_an_agent_learns_from_pixels_and_plays_from_its_file(pipeline):
     learned = evaluate(env_id, lambda e: PixelAgent(agent, vae, e.num_envs), seeds, workers=2, env_kwargs=MIDDLE)
     random = evaluate(env_id, _random_policy, seeds, workers=2, env_kwargs=MIDDLE)
     assert learned.ci95[0] > random.ci95[1]
-    entries = [json.loads(line) for line in (folder / "agent" / "metrics.jsonl").read_text().splitlines()]
-    assert entries[-1]["env_steps"] == CONFIG.env_steps // 8 * 8
+    assert read_log(folder / "agent" / "metrics.jsonl")[-1]["env_steps"] == CONFIG.env_steps // 8 * 8
 
 
 def test_stable_baselines3_learns_on_the_latent_observations(pipeline):
@@ -118,7 +118,7 @@ def test_env_steps_are_counted_from_the_first_random_action_and_not_exceeded(pip
     env_id, _, vae, _ = pipeline
     config = LearningConfig(env_steps=8 * 30 + 5, warm_up=10, updates=2, device="cpu")
     train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256)
-    assert json.loads((tmp_path / "config.json").read_text())["training"]["env_steps"] == 8 * 30
+    assert read_json(tmp_path / "config.json")["training"]["env_steps"] == 8 * 30
     with pytest.raises(ValueError, match="play more"):
         train_agent(latent_env(env_id, vae), replace(config, env_steps=80), tmp_path, codec_sha256=vae.sha256)
 

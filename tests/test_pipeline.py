@@ -15,6 +15,7 @@ import cv2
 import pytest
 
 from worldvae import RolloutStore
+from worldvae.checkpoint import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 EVALUATION_KEYS = {
@@ -41,7 +42,7 @@ def tiny_run(tmp_path_factory) -> Path:
 
 
 def test_the_evaluation_tells_all_that_the_protocol_asks_for(tiny_run):
-    told = json.loads((tiny_run / "evaluation.json").read_text())
+    told = read_json(tiny_run / "evaluation.json")
     assert set(told) >= EVALUATION_KEYS
     assert told["episode_seeds"] == [2_000_000, 2_000_001]
     assert told["env_steps_total"] == sum(told["env_steps"].values())
@@ -49,16 +50,17 @@ def test_the_evaluation_tells_all_that_the_protocol_asks_for(tiny_run):
     assert told["env_steps"]["collect"] == 80 * len(list(rollouts))  # preset tiny: 80 env steps an episode
     assert 0 < told["env_steps"]["train"] <= 1600
     assert set(told["wall_seconds"]) == {"collect", "train", "evaluate"}
-    random = json.loads((tiny_run / "random.json").read_text())
+    random = read_json(tiny_run / "random.json")
     assert random["episode_seeds"] == told["episode_seeds"]
 
 
 def test_the_report_opens_offline_and_shows_every_picture(tiny_run):
     page = (tiny_run / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
-    assert page.count("data:image/png;base64,") == 6  # four of the codec, learning curves, latents
-    assert page.count("data:video/webm;base64,") == 1
-    assert "not made" not in page
+    assert page.count("data:image/png;base64,") == 7  # four of the codec, learning curves, latents, a dream
+    assert page.count("data:video/webm;base64,") == 2  # the agent, a dream
+    assert not re.search("not made|not trained", page)
+    assert "linear-Gaussian" in page
     assert "published on v0" in page
 
 
@@ -66,17 +68,17 @@ def test_stages_that_are_done_are_not_done_again(tiny_run):
     before = (tiny_run / "stages.json").read_text()
     again = cli("pipeline", "--out", str(tiny_run), "--resume")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == 6
+    assert again.stdout.count("done before") == 7
     assert (tiny_run / "stages.json").read_text() == before
 
 
 def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
-    stages = json.loads((tiny_run / "stages.json").read_text())
+    stages = read_json(tiny_run / "stages.json")
     stages["encode"]["done"] = False
-    (tiny_run / "stages.json").write_text(json.dumps(stages))
+    write_json(tiny_run / "stages.json", stages)
     again = cli("pipeline", "--out", str(tiny_run), "--resume")
     assert again.returncode == 0, again.stderr
-    assert again.stdout.count("done before") == 5
+    assert again.stdout.count("done before") == 6
     assert "bytes per frame" in again.stdout
 
 
@@ -92,7 +94,9 @@ def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
         ("train_vae", ["EMPTY"], "no rollouts in"),
         ("train_vae", ["RUN", "--device", "cuda"], "use --device cpu"),
         ("encode", ["EMPTY"], "no rollouts in"),
+        ("train_dynamics", ["EMPTY"], "no rollouts in"),
         ("train_agent", ["EMPTY"], "no rollouts in"),
+        ("train_agent", ["RUN", "--memory", "trained"], "under other settings"),
         ("evaluate", ["EMPTY"], "no rollouts in"),
         ("report", ["EMPTY"], "cannot read"),
     ],
@@ -110,30 +114,33 @@ def test_a_mistake_is_told_in_one_sentence(tiny_run, tmp_path, module, arguments
 def test_runs_are_gathered_into_one_record_and_picture(tiny_run, tmp_path):
     gathered = cli("summarise", str(tiny_run), "--out", str(tmp_path / "all.json"))
     assert gathered.returncode == 0, gathered.stderr
-    assert json.loads((tmp_path / "all.json").read_text()) == [json.loads((tiny_run / "evaluation.json").read_text())]
+    assert json.loads((tmp_path / "all.json").read_text()) == [read_json(tiny_run / "evaluation.json")]
     assert cv2.imread(str(tmp_path / "all.png")) is not None
 
 
 def test_ctrl_c_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "scripts.collect", str(tmp_path), "--episodes", "6", "--max-episode-steps", "30"]
-    command += ["--backend", "async", "--num-envs", "2"]
+    gate = tmp_path / "the third pair of episodes waits while this file is here"
+    gate.touch()
+    trouble = json.dumps({"length": 30, "trouble": str(gate), "at": [4, 9]})
+    command = [sys.executable, "-m", "scripts.collect", str(tmp_path), "--episodes", "6", "--num-envs", "2"]
+    command += ["--backend", "async", "--env", "tests.pixel_env:tests/TroubledDot-v0", "--env-kwargs", trouble]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     give_up = time.monotonic() + 120
-    while not list((tmp_path / "rollouts").glob("episode-*")) and time.monotonic() < give_up:
+    while len(list((tmp_path / "rollouts").glob("episode-*"))) < 4 and time.monotonic() < give_up:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
-    kept = len(RolloutStore(tmp_path / "rollouts"))
-    assert 0 < kept < 6
+    assert sorted(episode.seed for episode in RolloutStore(tmp_path / "rollouts")) == [0, 1, 2, 3]
+    gate.unlink()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)
     store = RolloutStore(tmp_path / "rollouts")
-    assert sorted(episode.seed for episode in store) == list(range(6))
+    assert [episode.seed for episode in store] == [0, 1, 2, 3, 4, 5]
     assert json.loads((tmp_path / "stages.json").read_text())["collect"]["done"]
 
 
 def test_a_failed_stage_leaves_a_finished_run_as_it_was(tiny_run):
     """``train_vae RUN --device cuda`` above has failed; the run's record still says done."""
     assert cli("train_vae", str(tiny_run), "--device", "cuda").returncode == 1
-    assert json.loads((tiny_run / "stages.json").read_text())["train_vae"]["done"]
+    assert read_json(tiny_run / "stages.json")["train_vae"]["done"]

@@ -84,10 +84,9 @@ def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:
     return [folder / f"{name}.png" for name in pictures]
 
 
-def real_and_reconstructed(vae: FrameVAE, frames: Frames, scale: int = 4) -> list[Frames]:
-    """Film frames, T times uint8 [h, w, 3]: each frame [T, H, W, C] beside its reconstruction."""
-    decoded = vae.decode(vae.encode(frames).mean.cpu().numpy())
-    return [grid(pair[None], scale) for pair in np.stack([frames, decoded], axis=1)]
+def side_by_side(columns: Sequence[Frames], scale: int = 4) -> list[Frames]:
+    """Film frames, T times uint8 [h, w, 3], from columns of T frames [T, H, W, C] each."""
+    return [grid(row[None], scale) for row in np.stack(columns, axis=1)]
 
 
 def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:

@@ -1,0 +1,178 @@
+"""Encoded episodes -> a trained world model: what one training step of M is, and how it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from agents.forecasts import Learned, nll_per_step
+from agents.observations import action_size
+from agents.sequences import Sequences, Trajectories, draw
+from agents.world_model import Prediction, WorldModel, WorldModelConfig
+from worldvae.batches import sequence_batches
+from worldvae.fit import FitConfig, Metrics, autocast, fit, load_optimiser, pick_device
+from worldvae.latents import LatentStore
+from worldvae.rollouts import split_episodes
+
+
+@dataclass(frozen=True)
+class DynamicsConfig:
+    """How a world model is built and trained.
+
+    Attributes:
+        hidden, mixtures: the LSTM's width, and Gaussians per latent.
+        reward, termination: whether to predict them too.
+        passes: how often each transition is seen, its codes drawn anew each time.
+        batch_size: sequences a step.
+        most_steps: longest sequence; longer episodes are cut.
+        learning_rate: Adam's at the start; it falls to nothing along half a cosine.
+        clip: the gradient's largest norm.
+        dropout: share of h hidden from the heads while training: few rollouts are soon known by heart.
+        held_out: share of the episodes kept for measuring.
+        seed: of weights, order, noise and split.
+        device: cpu, cuda, or auto.
+    """
+
+    hidden: int = 256
+    mixtures: int = 5
+    reward: bool = True
+    termination: bool = True
+    passes: float = 100.0
+    batch_size: int = 16
+    most_steps: int = 128
+    learning_rate: float = 3e-3
+    clip: float = 1.0
+    dropout: float = 0.2
+    held_out: float = 0.1
+    seed: int = 0
+    device: str = "auto"
+
+
+def train_dynamics(
+    latents: LatentStore, space: gymnasium.Space, config: DynamicsConfig, folder: str | Path
+) -> WorldModel:
+    """Trains M on encoded episodes and saves it into ``folder``; resumes what it began, exactly.
+
+    Args:
+        space: the actions' space.
+
+    Raises:
+        ValueError: fewer than two episodes (one is held out), actions that agents cannot play, or
+            no CUDA where asked for.
+    """
+    folder = Path(folder)
+    train, held_out = load_trajectories(latents, space, config)
+    torch.manual_seed(config.seed)
+    model = WorldModel(world_model_config(latents.manifest["latent_size"], space, config))
+    model.reward_moments.copy_(train.reward_moments())
+    per_pass = max(1, -(-int((-(-train.lengths // config.most_steps)).sum()) // config.batch_size))
+    steps = max(1, round(config.passes * per_pass))
+    learner = DynamicsLearner(config, model, train, steps)
+
+    def observe() -> Metrics:
+        return {"held_out_nll": nll_per_step(Learned(model), held_out)}
+
+    log = fit(
+        learner.step,
+        partial(sequence_batches, train.lengths.tolist(), config.batch_size, config.most_steps, config.seed),
+        learner,
+        FitConfig(steps, log_every=max(1, steps // 20), checkpoint_every=max(1, steps // 10)),
+        folder,
+        name="world model",
+        observe=observe,
+    )
+    model.save(folder, latents.manifest["codec_sha256"], {"steps": steps, **asdict(config), **log[-1]})
+    return model.eval()
+
+
+def load_trajectories(
+    latents: LatentStore, space: gymnasium.Space, config: DynamicsConfig
+) -> tuple[Trajectories, Trajectories]:
+    """Training and held-out episodes, whole ones, on the device."""
+    device = pick_device(config.device)
+    split = split_episodes(len(latents), config.held_out, config.seed)
+    train, held_out = (Trajectories([latents[i] for i in chosen], space, device) for chosen in split)
+    return train, held_out
+
+
+def world_model_config(latent_size: int, space: gymnasium.Space, config: DynamicsConfig) -> WorldModelConfig:
+    """What M is built of for these latents and actions."""
+    return WorldModelConfig(
+        latent_size, action_size(space), config.hidden, config.mixtures, config.reward, config.termination
+    )
+
+
+def negative_log_likelihood(
+    prediction: Prediction, z_tp1: Tensor, sequences: Sequences, reward_sd: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss in nats per step, and its parts: codes, reward (a Gaussian of the rewards' own sd), end."""
+    nll_z = -prediction.z_tp1.log_prob(z_tp1).sum(-1)
+    parts = {"nll": _mean(nll_z, sequences.seen_tp1)}
+    if prediction.reward_tp1 is not None:
+        error = (prediction.reward_tp1 - sequences.rewards_tp1) / reward_sd
+        parts["reward"] = _mean(0.5 * error.square(), sequences.valid)
+    if prediction.termination is not None:
+        end = functional.binary_cross_entropy_with_logits(
+            prediction.termination, sequences.terminated, reduction="none"
+        )
+        parts["termination"] = _mean(end, sequences.valid)
+    loss = torch.stack(list(parts.values())).sum()
+    return loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of the values where asked for; 0 where nowhere."""
+    return (values * where).sum() / where.sum().clamp(min=1)
+
+
+class DynamicsLearner:
+    """M, its optimiser and its noise: all that training changes."""
+
+    def __init__(self, config: DynamicsConfig, model: WorldModel, train: Trajectories, steps: int):
+        self.config, self.train = config, train
+        self.device = train.device
+        self.model = model.to(self.device)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+
+    def step(self, batch: tuple[Any, Any]) -> dict[str, Tensor]:
+        """One gradient step on sequences whose codes are drawn anew; returns the loss's parts."""
+        sequences = self.train.sequences(*batch)
+        z = draw(sequences.codes, self.generator)
+        with autocast(self.device):
+            h_tp1, _ = self.model.remember(z[:, :-1], sequences.a_t)
+            prediction = self.model.predict(self._dropout(h_tp1))
+        loss, parts = negative_log_likelihood(prediction, z[:, 1:], sequences, self.model.reward_moments[1])
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimiser.step()
+        self.schedule.step()
+        return parts
+
+    def _dropout(self, h: Tensor) -> Tensor:
+        """Srivastava et al. 2014, from the learner's own generator so that resuming is exact."""
+        kept = torch.rand(h.shape, generator=self.generator, device=h.device) >= self.config.dropout
+        return h * kept / (1 - self.config.dropout)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        load_optimiser(self.optimiser, state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.generator.set_state(state["generator"])
