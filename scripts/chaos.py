@@ -110,15 +110,15 @@ class Attempt:
         self._errors.seek(0)
         return self._errors.read()
 
-    def left_over(self, within: float = 10) -> list[int]:
+    def left_over(self, within: float) -> list[int]:
         """The processes of its session that live after so many seconds."""
         end = time.monotonic() + within
         while (living := _members(self._process.pid)) and time.monotonic() < end:
             time.sleep(0.05)
         return living
 
-    def complaints(self, code: int | None, right: int) -> list[str]:
-        """What is wrong with how it ended."""
+    def complaints(self, code: int | None, right: int, within: float = 10) -> list[str]:
+        """What is wrong with how it ended; its workers may take ``within`` seconds more."""
         stderr = self.stderr()
         lines = stderr.strip().splitlines() or [""]
         found = [] if code == right else [f"exit code {code}, not {right}: {lines[-1]}"]
@@ -126,7 +126,7 @@ class Attempt:
             found.append(f"a traceback: {lines[-1]}")
         if code == 1 and (stderr.count("error: ") != 1 or not lines[-1].startswith("error: ")):
             found.append(f"no single sentence at the end of stderr: {lines[-1]}")
-        if pids := self.left_over():
+        if pids := self.left_over(within):
             found.append(f"{len(pids)} of its processes live on")
         return found
 

@@ -19,6 +19,8 @@ TINY = {
     "--max-episode-steps 400": "--max-episode-steps 60",
     "--passes 10": "--passes 1",
     "--learning.env-steps 200000": "--learning.env-steps 640",
+    "--evolution.minutes 30": "--evolution.generations 1 --evolution.population 4 --evolution.select-episodes 1",
+    "--evolution.patience 120": "--evolution.patience 40",
 }
 
 
