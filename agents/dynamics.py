@@ -88,8 +88,9 @@ def train_dynamics(
         name="world model",
         observe=observe,
     )
-    model.save(folder, latents.manifest["codec_sha256"], {"steps": steps, **asdict(config), **log[-1]})
-    return model.eval()
+    codec = latents.manifest["codec_sha256"]
+    model.save(folder, codec, {"steps": steps, **asdict(config), **log[-1]})
+    return WorldModel.load(folder, codec, learner.device)
 
 
 def load_trajectories(

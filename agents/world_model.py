@@ -186,8 +186,13 @@ class WorldModel(nn.Module):
 
         Returns:
             float32 [B, S, Z]: z_C .. z_{C+S-1}
+
+        Raises:
+            ValueError: no code to start from, or no action beyond the context.
         """
         known = context.shape[1]
+        if not 1 <= known <= actions.shape[1]:
+            raise ValueError(f"a dream needs codes and an action after them, got {known} and {actions.shape[1]}")
         _, state = self(context[:, :-1], actions[:, : known - 1]) if known > 1 else (None, None)
         z, dreamt = context[:, -1], []
         for t in range(known - 1, actions.shape[1]):

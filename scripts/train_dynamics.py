@@ -24,7 +24,7 @@ Memory = Literal["none", "untrained", "trained"]
 """Whose h a controller sees beside z."""
 
 HEALTHY = (
-    "healthy: the world model below both baselines everywhere, held-out NLL close to training;\n"
+    "healthy: the world model's NLL below both baselines', and close to that of training;\n"
     "an NLL below zero is no bug (densities may exceed 1); open-loop error 1 means knowing nothing"
 )
 
@@ -57,9 +57,10 @@ def film(
     """
     _, held_out = split_episodes(len(latents), config.held_out, config.seed)
     chosen = max(held_out, key=lambda i: len(latents[i].rewards))
-    codes, frames = latents[chosen].mean[latents[chosen].visible], store.visible_frames(chosen)
-    known = min(CONTEXT, len(codes) - 1)
-    actions = as_vector(latents[chosen].actions, store.action_space)[: len(codes) - 1]
+    seen = max(2, int(latents[chosen].visible.cumprod().sum()))  # all, or all but a blanked last frame
+    codes, frames = latents[chosen].mean[:seen], store[chosen].frames[:seen]
+    known = min(CONTEXT, seen - 1)
+    actions = as_vector(latents[chosen].actions, store.action_space)[: seen - 1]
     dream = model.imagine(
         torch.from_numpy(codes[None, :known]),
         torch.from_numpy(actions[None]),

@@ -115,15 +115,14 @@ def read_latent_episodes(folder: Path) -> Any:
     return store[1]
 
 
-MODEL = partial(load_model, kind="codec")
 KINDS = {
     "episode": Kept("episode-000001.safetensors", write_rollouts, read_episodes),
     "header": Kept("episode-000001.safetensors", write_rollouts, read_headers),
     "rollouts": Kept("rollouts.json", write_rollouts, lambda f: RolloutStore(f).manifest),
     "latent episode": Kept("episode-000001.safetensors", write_latents, read_latent_episodes),
     "latents": Kept("latents.json", write_latents, lambda f: LatentStore(f).manifest),
-    "model": Kept("model.safetensors", write_model, MODEL),
-    "config": Kept("config.json", write_model, MODEL),
+    "model": Kept("model.safetensors", write_model, partial(load_model, kind="codec")),
+    "config": Kept("config.json", write_model, lambda f: read_json(f / "config.json")),
     "training": Kept("training.safetensors", write_tree, lambda f: load_tree(f / "training.safetensors")),
     "stages": Kept("stages.json", write_stages, lambda f: RunFolder(f).stages),
     "metrics": Kept("metrics.jsonl", lambda f: train(f) and None, lambda f: read_log(f / "metrics.jsonl")),
@@ -517,7 +516,7 @@ def test_a_folder_that_may_only_be_read_can_be_read_and_says_so_when_written(sma
     ("module", "file"),
     [
         ("encode", "rollouts/episode-000001.safetensors"),
-        ("encode", "vae/config.json"),
+        ("encode", "vae/model.safetensors"),
         ("train_vae", "rollouts/rollouts.json"),
         ("train_vae", "vae/training.safetensors"),
         ("collect", "stages.json"),

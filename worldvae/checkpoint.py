@@ -26,6 +26,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FORMAT_VERSION = 1
+UNREADABLE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError, struct.error, RecursionError)
+"""What reading a damaged safetensors file may raise (AttributeError: a dtype that NumPy lacks)."""
+TREE = "tree"
+"""The kind of file that ``save_tree`` writes."""
 
 
 class CheckpointError(RuntimeError):
@@ -175,33 +179,32 @@ def _json_checksum(value: dict[str, Any]) -> str:
 
 
 def save_model(folder: Path, kind: str, model: torch.nn.Module, config: Mapping[str, Any]) -> None:
-    """Writes ``model.safetensors`` and ``config.json`` (which names the kind and the format)."""
+    """Writes ``model.safetensors``, which is enough to load it, and ``config.json``, for people.
+
+    Args:
+        config: what it takes to build the model; its entry ``training`` is in config.json alone, so
+            that the same training gives the same bytes, however long it took.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    data = safetensors.torch.save(tensors, {"kind": kind})
+    header = {"format_version": FORMAT_VERSION, "kind": kind, **config}
+    data = _packed(tensors, {name: value for name, value in header.items() if name != "training"})
     write_atomically(folder / "model.safetensors", data)
-    checksum = hashlib.sha256(data).hexdigest()
-    header = {"format_version": FORMAT_VERSION, "kind": kind, "sha256": checksum}
-    write_json(folder / "config.json", {**header, **config})
+    write_json(folder / "config.json", {**header, "sha256": hashlib.sha256(data).hexdigest()})
 
 
 def load_model(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and config that ``save_model`` wrote.
+    """The tensors and config (without ``training``) that ``save_model`` wrote, and the file's ``sha256``.
 
     Raises:
-        CheckpointError: nothing there, another kind, a future format, or damaged files.
+        CheckpointError: nothing there, another kind, a future format, or a damaged file.
     """
-    config = read_manifest(folder / "config.json", kind)
     path = folder / "model.safetensors"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != config.get("sha256"):
-        raise CheckpointError(
-            f"{path} is damaged or not the file that config.json describes: resume its training, or copy it again"
-        )
-    return safetensors.torch.load(data), config
+    if not path.exists():
+        raise CheckpointError(f"no {kind} in {folder}: there is no {path.name}")
+    tensors, header = _unpacked(path)
+    _check_kind(path, header, kind)
+    return tensors, {**header, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
@@ -212,42 +215,55 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"no {kind} in {path.parent}: there is no {path.name}")
     manifest = read_json(path)
-    version = manifest.get("format_version")
-    if manifest.get("kind") != kind:
-        raise CheckpointError(f"{path} is not of kind {kind} but: {manifest.get('kind', 'unknown')}")
+    _check_kind(path, manifest, kind)
+    return manifest
+
+
+def _check_kind(path: Path, header: Mapping[str, Any], kind: str) -> None:
+    version = header.get("format_version")
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} is not of kind {kind} but: {header.get('kind', 'unknown')}")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {version}, this worldvae reads up to {FORMAT_VERSION}: upgrade worldvae"
         )
-    return manifest
 
 
 def save_tree(path: Path, tree: Any) -> None:
     """A nested tree of dicts, lists, tensors and JSON values -> one safetensors file."""
     tensors: dict[str, Tensor] = {}
-    skeleton = json.dumps({"format_version": FORMAT_VERSION, "tree": _flatten(tree, tensors)})
-    checksum = _tree_checksum(skeleton, tensors)
-    write_atomically(path, safetensors.torch.save(tensors, {"skeleton": skeleton, "sha256": checksum}))
+    skeleton = _flatten(tree, tensors)
+    write_atomically(path, _packed(tensors, {"format_version": FORMAT_VERSION, "kind": TREE, "tree": skeleton}))
 
 
 def load_tree(path: Path) -> Any:
     """The tree that ``save_tree`` wrote. Raises CheckpointError where it cannot be read."""
+    tensors, header = _unpacked(path)
+    _check_kind(path, header, TREE)
+    return _unflatten(header["tree"], tensors)
+
+
+def _packed(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """A safetensors file; all else is one entry of its metadata (it writes several in random order)."""
+    text = json.dumps(header)
+    sealed_header = json.dumps({"header": text, "checksum": _checksum(text, tensors)})
+    return safetensors.torch.save(dict(tensors), {"worldvae": sealed_header})
+
+
+def _unpacked(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            skeleton = json.loads(metadata["skeleton"])
-            if skeleton["format_version"] > FORMAT_VERSION:
-                raise CheckpointError(f"{path} was written by a newer worldvae: upgrade")
+            told = json.loads((file.metadata() or {})["worldvae"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if _tree_checksum(metadata["skeleton"], tensors) != metadata["sha256"]:
-                raise ValueError("wrong checksum")
-            return _unflatten(skeleton["tree"], tensors)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError, struct.error, RecursionError) as error:
+        if _checksum(told["header"], tensors) != told["checksum"]:
+            raise ValueError("wrong checksum")
+        return tensors, json.loads(told["header"])
+    except UNREADABLE as error:
         raise CheckpointError(f"{path} is missing, damaged or of another kind: {error}") from error
 
 
-def _tree_checksum(skeleton: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(skeleton.encode())
+def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

@@ -18,13 +18,11 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from worldvae.checkpoint import CheckpointError, write_atomically
+from worldvae.checkpoint import UNREADABLE, CheckpointError, write_atomically
 
 Tensors = dict[str, NDArray[Any]]
-UNREADABLE = (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError, RecursionError)
-"""What reading a damaged file may raise (AttributeError: a dtype that NumPy lacks)."""
 
 
 class DamagedEpisode(CheckpointError):
@@ -49,11 +47,12 @@ class EpisodeFolder:
     def write(self, index: int, tensors: Tensors, header: Mapping[str, Any]) -> None:
         """Writes one episode atomically, its checksum in the header."""
         contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-        metadata = {
-            "header": json.dumps(dict(header)),
+        sealed_header = {
+            "header": dict(header),
             "header_checksum": _checksum({}, header),
             "checksum": _checksum(contiguous, header),
         }
+        metadata = {"worldvae": json.dumps(sealed_header)}  # one entry: safetensors orders several at random
         write_atomically(self.file(index), safetensors.numpy.save(contiguous, metadata))
 
     def header(self, index: int) -> dict[str, Any]:
@@ -72,15 +71,15 @@ class EpisodeFolder:
         path = self.file(index)
         try:
             with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                header = json.loads(metadata["header"])
-                if _checksum({}, header) != metadata.get("header_checksum"):
+                told = json.loads((file.metadata() or {})["worldvae"])
+                header = told["header"]
+                if _checksum({}, header) != told["header_checksum"]:
                     raise ValueError("wrong checksum of its header")
                 wanted = file.keys() if names is None else names
                 tensors = {name: file.get_tensor(name) for name in wanted}
         except UNREADABLE as error:
             raise DamagedEpisode(f"{path} is damaged ({error}): delete it and make it again") from error
-        if names is None and _checksum(tensors, header) != metadata.get("checksum"):
+        if names is None and _checksum(tensors, header) != told.get("checksum"):
             raise DamagedEpisode(f"{path} is damaged (wrong checksum): delete it and make it again")
         return tensors, header
 
