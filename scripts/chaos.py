@@ -15,7 +15,6 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -52,16 +51,11 @@ class Outcome:
         trials: how often it was hit while it ran.
         resumed: starts that found something kept, and got further.
         lost: each loss in words.
-        seconds: wall time of it all.
     """
 
     trials: int
     resumed: int
-    lost: tuple[str, ...]
-    seconds: float
-
-    def record(self) -> dict[str, Any]:
-        return {**asdict(self), "losses": len(self.lost)}
+    lost: list[str]
 
 
 @dataclass(frozen=True)
@@ -73,17 +67,19 @@ class Blow:
         signal: its number.
         to_all: to its workers too, as a terminal or an out-of-memory killer of containers does.
         code: the right exit code afterwards.
+        earliest: seconds after the start. Python itself, until it runs our first line, answers Ctrl-C in its own way.
     """
 
     word: str
     signal: signal.Signals
     to_all: bool
     code: int
+    earliest: float = 0.0
 
 
 KILL = Blow("killed", signal.SIGKILL, True, -signal.SIGKILL)
 KILL_MAIN = Blow("killed alone", signal.SIGKILL, False, -signal.SIGKILL)
-CTRL_C = Blow("interrupted", signal.SIGINT, True, 130)
+CTRL_C = Blow("interrupted", signal.SIGINT, True, 130, earliest=0.5)
 
 
 class Attempt:
@@ -135,13 +131,14 @@ class Attempt:
 def started(command: Sequence[str], most_bytes: int | None = None) -> Iterator[Attempt]:
     """Starts a command that may write no file larger than ``most_bytes``; leaves none of its processes."""
 
-    def limit() -> None:
+    def before() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore Ctrl-C, and so would theirs
         if most_bytes is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
 
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True, preexec_fn=limit
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True, preexec_fn=before
         )
         try:
             yield Attempt(process, errors)
@@ -218,58 +215,58 @@ def _blocks(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
-def strike(bench: Bench, stage: Stage, bar: tqdm, blows: Sequence[Blow], seed: int) -> Outcome:
+def strike(bench: Bench, stage: Stage, blows: Sequence[Blow], seed: int) -> Outcome:
     """Hits the stage at random moments, each time where the last start left off; then lets it end."""
-    begin, resumed, lost = time.monotonic(), 0, []
+    resumed, lost = 0, []
     rng = np.random.default_rng((seed, list(STAGES).index(stage.name)))
     run = bench.fresh(stage)
-    kept, waiting = inspect(run), deque(blows)
-    while waiting:
-        after = rng.uniform(0, bench.seconds[stage.name])
-        with started(stage.command(run)) as attempt:
-            code = attempt.hit(waiting[0], after, bench.patience(stage))
-            wrong = attempt.complaints(code, 0 if code == 0 else waiting[0].code)
-        now = inspect(run)
-        wrong += losses(kept, now)
-        wrong += differences(stage, run, bench.unbroken / stage.name) if code == 0 else []  # it ended before: no trial
-        resumed += not wrong and 0 < kept.progress(stage.folder) < now.progress(stage.folder)
-        what = "ended by itself" if code == 0 else f"{waiting[0].word} after {after:.2f} s"
-        lost += [f"{what}: {why}" for why in dict.fromkeys(wrong)]
-        if code != 0:
-            waiting.popleft()
-            bar.update()
-        if code == 0 or wrong:
-            run = bench.fresh(stage)
+    kept = inspect(run)
+    for blow in tqdm(blows, desc=f"{blows[0].word} {stage.name}", unit="trial", leave=False, dynamic_ncols=True):
+        hit = False
+        while not hit:  # a command that ended before was no trial
+            after = rng.uniform(blow.earliest, bench.seconds[stage.name])
+            hit, wrong = strike_once(bench, stage, run, blow, after)
             now = inspect(run)
-        kept = now
-    lost += bench.complete(stage, run)
-    return Outcome(len(blows), resumed, tuple(lost), time.monotonic() - begin)
+            wrong += losses(kept, now)
+            resumed += not wrong and 0 < kept.progress(stage.folder) < now.progress(stage.folder)
+            what = f"{blow.word} after {after:.2f} s" if hit else "ended by itself"
+            lost += [f"{what}: {why}" for why in dict.fromkeys(wrong)]
+            if wrong or not hit:
+                run = bench.fresh(stage)
+                now = inspect(run)
+            kept = now
+    return Outcome(len(blows), resumed, lost + bench.complete(stage, run))
 
 
-def file_limit(bench: Bench, stage: Stage, bar: tqdm) -> Outcome:
+def strike_once(bench: Bench, stage: Stage, run: Path, blow: Blow, after: float) -> tuple[bool, list[str]]:
+    """Starts the stage and hits it; says whether it still ran, and what is wrong with its end."""
+    with started(stage.command(run)) as attempt:
+        code = attempt.hit(blow, after, bench.patience(stage))
+        if code != 0:
+            return True, attempt.complaints(code, blow.code)
+        return False, attempt.complaints(code, 0) + differences(stage, run, bench.unbroken / stage.name)
+
+
+def file_limit(bench: Bench, stage: Stage) -> Outcome:
     """No file may grow to the size of the largest that the stage writes."""
-    run, begin = bench.fresh(stage), time.monotonic()
     sizes = [path.stat().st_size for path in (bench.unbroken / stage.name / stage.folder).rglob("*")]
-    lost = out_of_space(bench, stage, run, int(0.9 * max(sizes)))
-    bar.update()
-    return Outcome(1, int(not lost), tuple(lost), time.monotonic() - begin)
+    lost = out_of_space(bench, stage, bench.fresh(stage), int(0.9 * max(sizes)))
+    return Outcome(1, int(not lost), lost)
 
 
-def small_disk(bench: Bench, stage: Stage, bar: tqdm) -> Outcome | None:
-    """A disk with too little room, then with enough; None where none can be mounted."""
-    begin = time.monotonic()
+def small_disk(bench: Bench, stage: Stage) -> Outcome:
+    """A disk with too little room, then with enough; no trial where none can be mounted."""
     before, after = bench.size(stage)
     with tempfile.TemporaryDirectory() as folder:
-        if not _mounted(Path(folder), f"size={int(before + stage.room * (after - before))}"):
-            return None
+        if not _mounted(folder, f"size={int(before + stage.room * (after - before))}"):
+            return Outcome(0, 0, [])
         try:
             run = Path(folder, "run")
             stage.prepare(run, bench.unbroken)
-            lost = out_of_space(bench, stage, run, None, lambda: _mounted(Path(folder), "remount,size=2g"))
+            lost = out_of_space(bench, stage, run, None, lambda: _mounted(folder, "remount,size=2g"))
         finally:
             subprocess.run(["umount", "-l", folder], check=True)
-    bar.update()
-    return Outcome(1, int(not lost), tuple(lost), time.monotonic() - begin)
+    return Outcome(1, int(not lost), lost)
 
 
 def out_of_space(
@@ -286,33 +283,49 @@ def out_of_space(
     return wrong + bench.complete(stage, run)
 
 
-def _mounted(folder: Path, options: str) -> bool:
+def _mounted(folder: str, options: str) -> bool:
     if not shutil.which("mount"):
         return False
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def two_writers(bench: Bench, stage: Stage, bar: tqdm) -> Outcome:
+def two_writers(bench: Bench, stage: Stage) -> Outcome:
     """The same command twice at the same moment: one is refused in a sentence, or both are right."""
-    run, begin, lost = bench.fresh(stage), time.monotonic(), []
+    run, lost = bench.fresh(stage), []
     with started(stage.command(run)) as one, started(stage.command(run)) as two:
-        codes = [attempt.code(bench.patience(stage)) for attempt in (one, two)]
-        for code, attempt in zip(codes, (one, two), strict=True):
-            lost += attempt.complaints(code, 1 if code == 1 else 0)
-            if code == 1 and "another process" not in attempt.stderr():
-                lost.append(f"refused for another reason: {attempt.stderr().splitlines()[-1]}")
-    if codes == [1, 1]:
-        lost.append("each refused because of the other")
-    lost += differences(stage, run, bench.unbroken / stage.name)
-    bar.update()
-    return Outcome(1, 0, tuple(lost), time.monotonic() - begin)
+        codes = {attempt: attempt.code(bench.patience(stage)) for attempt in (one, two)}
+        refused = [attempt for attempt, code in codes.items() if code == 1]
+        for attempt, code in codes.items():
+            lost += attempt.complaints(code, 1 if refused == [attempt] else 0)
+        if refused and "another process" not in refused[0].stderr():
+            lost.append(f"refused for another reason: {refused[0].stderr()[-300:]}")
+    return Outcome(1, 0, lost + differences(stage, run, bench.unbroken / stage.name))
 
 
-Work = Callable[[Bench, Stage, tqdm], Outcome | None]
+Work = Callable[[Bench, Stage], Outcome]
 TWICE = ("collect", "train_vae")
 """Stages that are started twice at a time."""
 TOLD = ("trials", "resumed", "losses", "seconds")
+
+
+DISKS: dict[str, Work] = {"file_limit": file_limit, "small_disk": small_disk}
+
+
+def jobs_of(trials: int, stages: Sequence[Section], seed: int) -> list[tuple[str, Stage, Work]]:
+    """(section, stage, what to do with it)"""
+    named = [stage for name, stage in STAGES.items() if name in stages]
+    every = named or list(STAGES.values())
+    killing = partial(strike, blows=[KILL_MAIN if i % 4 == 1 else KILL for i in range(trials)], seed=seed)
+    interrupting = partial(strike, blows=[CTRL_C] * max(1, trials // 4), seed=seed)
+    jobs: list[tuple[str, Stage, Work]] = [("killed", stage, killing) for stage in named]
+    if "ctrl_c" in stages:
+        jobs += [("interrupted", stage, interrupting) for stage in every]
+    if "disk_full" in stages:
+        jobs += [(section, s, work) for section, work in DISKS.items() for s in every]
+    if "two_writers" in stages:
+        jobs += [("two_writers", stage, two_writers) for stage in every if stage.name in TWICE]
+    return jobs
 
 
 def main(
@@ -332,47 +345,22 @@ def main(
     """
     if trials < 1:
         raise ValueError(f"trials must be >= 1, got {trials}")
-    named = [stage for name, stage in STAGES.items() if name in stages]
-    every = named or list(STAGES.values())
-    kills = [KILL_MAIN if i % 4 == 1 else KILL for i in range(trials)]
-    interrupts = [CTRL_C] * max(1, trials // 4)
-    sections: dict[str, tuple[list[Stage], Work, int]] = {
-        "killed": (named, partial(strike, blows=kills, seed=seed), trials),
-        "interrupted": (
-            every if "ctrl_c" in stages else [],
-            partial(strike, blows=interrupts, seed=seed),
-            len(interrupts),
-        ),
-        "file_limit": (every if "disk_full" in stages else [], file_limit, 1),
-        "small_disk": (every if "disk_full" in stages else [], small_disk, 1),
-        "two_writers": ([s for s in every if s.name in TWICE and "two_writers" in stages], two_writers, 1),
-    }
-    record = run_sections(sections)
-    rows = [(f"{section} {name}", *(o[k] for k in TOLD)) for section, row in record.items() for name, o in row.items()]
-    print(cli.table([("", *TOLD), *rows]))
-    lost = [
-        f"{section} {name}: {why}" for section, row in record.items() for name, o in row.items() for why in o["lost"]
-    ]
-    print("\n".join(lost))
+    record: dict[str, dict[str, Any]] = {}
+    rows: list[tuple[Any, ...]] = [("", *TOLD)]
+    lost: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        for section, stage, work in tqdm(jobs_of(trials, stages, seed), unit="job", dynamic_ncols=True):
+            bench.make(stage)
+            begin, outcome = time.monotonic(), work(bench, stage)
+            told = {**asdict(outcome), "losses": len(outcome.lost), "seconds": time.monotonic() - begin}
+            record.setdefault(section, {})[stage.name] = told
+            rows.append((f"{section} {stage.name}", *(told[name] for name in TOLD)))
+            lost += [f"{section} {stage.name}: {why}" for why in outcome.lost]
+    print("\n".join([cli.table(rows), *lost]))
     write_record(out, {**cli.provenance(), "losses": len(lost), **record})
     if lost:
         raise RuntimeError(f"{len(lost)} losses, see {out}")
-
-
-def run_sections(sections: dict[str, tuple[list[Stage], Work, int]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Section -> stage -> its outcome."""
-    record: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in sections}
-    total = sum(len(stages) * trials for stages, _, trials in sections.values())
-    with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit="trial", dynamic_ncols=True) as bar:
-        bench = Bench(Path(folder))
-        for section, (stages, work, _) in sections.items():
-            for stage in stages:
-                bar.set_description(f"{section} {stage.name}")
-                bench.make(stage)
-                outcome = work(bench, stage, bar)
-                if outcome is not None:
-                    record[section][stage.name] = outcome.record()
-    return record
 
 
 if __name__ == "__main__":
