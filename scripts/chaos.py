@@ -357,8 +357,8 @@ def main(
             record.setdefault(section, {})[stage.name] = told
             rows.append((f"{section} {stage.name}", *(told[name] for name in TOLD)))
             lost += [f"{section} {stage.name}: {why}" for why in outcome.lost]
+            write_record(out, {**cli.provenance(), "losses": len(lost), **record})
     print("\n".join([cli.table(rows), *lost]))
-    write_record(out, {**cli.provenance(), "losses": len(lost), **record})
     if lost:
         raise RuntimeError(f"{len(lost)} losses, see {out}")
 

@@ -9,13 +9,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from scripts.chaos import CTRL_C, started
-from scripts.chaos_stages import Stage, differences, inspect, losses
+from scripts.chaos_stages import STAGES, Stage, differences, inspect, losses
 from tests.test_rollouts import create, episode
 from worldvae.checkpoint import save_model, save_tree, write_json
+from worldvae.latents import LatentStore
 
 ROOT = Path(__file__).parents[1]
 STAGE = Stage("train_vae", "vae", exact="vae/model.safetensors")
@@ -111,6 +113,23 @@ def test_another_end_than_an_unbroken_runs_is_seen(
     assert differences(STAGE, run, unbroken) == []
     harm(run / file)
     assert words in "; ".join(differences(STAGE, run, unbroken))
+
+
+def test_codes_that_differ_from_an_unbroken_runs_are_seen(tmp_path: Path) -> None:
+    for name, seed in {"unbroken": 0, "again": 0, "other": 1}.items():
+        make_run(tmp_path / name)
+        write_json(tmp_path / name / "stages.json", {"encode": {"seconds": 1.0, "done": True}})
+        (tmp_path / name / "latents").mkdir()
+        write_json(tmp_path / name / "latents/latents.json", {"format_version": 1, "kind": "latents"})
+        codes = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(seed)).numpy()
+        kept = {"actions": np.zeros((4, 1)), "rewards": np.zeros(4, np.float32), "visible": np.ones(5, bool)}
+        store = LatentStore(tmp_path / name / "latents")
+        store.episodes.write(
+            0, {"mean": codes[0], "logvar": codes[1], **kept}, {"terminated": True, "truncated": False}
+        )
+    assert differences(STAGES["encode"], tmp_path / "again", tmp_path / "unbroken") == []
+    (told,) = differences(STAGES["encode"], tmp_path / "other", tmp_path / "unbroken")
+    assert told == "latents/episode-000000.safetensors differs from an unbroken run's"
 
 
 PARENT = """
