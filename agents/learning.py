@@ -104,7 +104,7 @@ def train_agent(
         learner.sac.step,
         learner.batches,
         learner,
-        FitConfig(steps, log_every=every, checkpoint_every=10 * every, seconds=seconds),
+        FitConfig(steps, log_every=every, checkpoint_every=4 * every, seconds=seconds),
         folder,
         name="agent",
         observe=learner.observe,

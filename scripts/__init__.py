@@ -1,1 +1,9 @@
 """Command lines, one for each stage of the pipeline: ``python -m scripts.<stage> --help``."""
+
+import os
+import signal
+import sys
+
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # a command that is still importing has nothing to save; ``scripts.cli.run`` takes Ctrl-C back
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -49,6 +50,8 @@ def run(main: Callable[..., Any]) -> None:
     A mistake of the user's or the machine's ends with one sentence and exit code 1, Ctrl-C with
     130. WORLDVAE_DEBUG=1 shows the traceback instead.
     """
+    if callable(signal.getsignal(signal.SIGINT)):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         tyro.cli(main)
     except KeyboardInterrupt:

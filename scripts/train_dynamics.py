@@ -14,7 +14,7 @@ from agents.observations import action_size, as_vector
 from agents.world_model import WorldModel, WorldModelConfig
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.checkpoint import only_writer, write_json
+from worldvae.checkpoint import write_json
 from worldvae.latents import LatentStore
 from worldvae.pictures import grid, save_film, save_png, side_by_side
 from worldvae.rollouts import RolloutStore, split_episodes
@@ -68,10 +68,9 @@ def film(
     )
     columns = [frames[known:], vae.decode(codes[known:]), vae.decode(dream[0].numpy())]
     shown = [i for i in (0, 1, 3, 7, 15, 31, 63) if i < len(columns[0])]
-    with only_writer(run.pictures):
-        save_png(run.pictures / "dream.png", grid(np.stack(columns)[:, shown]))
-        films = save_film(run.pictures / "dream", side_by_side(columns), fps=10)
-    for path in (run.pictures / "dream.png", *films):
+    run.pictures.mkdir(parents=True, exist_ok=True)
+    save_png(run.pictures / "dream.png", grid(np.stack(columns)[:, shown]))
+    for path in (run.pictures / "dream.png", *save_film(run.pictures / "dream", side_by_side(columns), fps=10)):
         print(path)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
+from worldvae.checkpoint import load_tree
 from worldvae.fit import FitConfig, fit, pick_device, read_log
 
 
@@ -67,6 +70,39 @@ def test_an_interrupted_run_equals_an_unbroken_one(tmp_path, stop_at):
     for ours, theirs in zip(unbroken.line.parameters(), resumed.line.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert [entry["step"] for entry in resumed_log] == [entry["step"] for entry in log]
+
+
+def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(tmp_path):
+    unbroken, _ = train(tmp_path / "a")
+    model = Regression()
+
+    def step(batch):
+        if model.steps == 12:
+            signal.raise_signal(signal.SIGINT)
+        return model.step(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(step, model.batches, model, FitConfig(30, 5, 10), tmp_path / "b")
+    assert load_tree(tmp_path / "b" / "training.safetensors")["step"] == 13
+    resumed, _ = train(tmp_path / "b")
+    for ours, theirs in zip(unbroken.line.parameters(), resumed.line.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait_and_leaves_the_checkpoint_as_it_was(tmp_path):
+    model = Regression()
+
+    def step(batch):
+        metrics = model.step(batch)
+        if model.steps == 13:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(step, model.batches, model, FitConfig(30, 5, 10), tmp_path)
+    assert load_tree(tmp_path / "training.safetensors")["step"] == 10
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_not_logged_twice(tmp_path):

@@ -80,7 +80,8 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def only_writer(folder: Path, name: str = ".lock", patience: float = 5.0) -> Iterator[None]:
-    """Holds ``folder`` (made if need be) for writing; clears away what killed writers left half-written.
+    """Holds ``folder`` (made if need be) for writing; clears away what killed writers left half-written
+    there and below.
 
     The kernel frees the lock when its holder dies, however that happens. Reading needs none.
 
@@ -106,7 +107,7 @@ def only_writer(folder: Path, name: str = ".lock", patience: float = 5.0) -> Ite
 
 
 def _clear_temporaries(folder: Path) -> None:
-    for path in folder.glob(".*.tmp"):
+    for path in folder.rglob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d{1,9})\.tmp", path.name)
         if match and not _is_alive(int(match.group(1))):
             with contextlib.suppress(OSError):

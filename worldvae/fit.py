@@ -32,6 +32,7 @@ from worldvae.checkpoint import (
     writing,
 )
 from worldvae.failures import EnvironmentFailed
+from worldvae.interrupts import Interrupts
 
 Batch = TypeVar("Batch")
 Metrics = dict[str, float]
@@ -85,7 +86,7 @@ def fit(
     Raises:
         CheckpointError: another process trains in this folder, its files are damaged, or the disk is full.
         FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt, EnvironmentFailed: after a checkpoint was written.
+        KeyboardInterrupt, EnvironmentFailed: after the last whole step was saved.
     """
     with only_writer(folder):
         checkpoint, log = folder / "training.safetensors", _Log(folder)
@@ -105,26 +106,33 @@ def fit(
         stream = batches(done) if done < config.steps else iter(())
         bar = tqdm(total=config.steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1)
         finished = done >= config.steps
+        whole = True
         try:
-            while not finished:
-                for key, value in step(next(stream)).items():
-                    sums[key] = sums[key] + value if key in sums else value
-                done += 1
-                bar.update()
-                finished = done == config.steps or _out_of_time(config, begin)
-                if done % config.log_every == 0 or finished:
-                    means = {key: (total / (done - since)).item() for key, total in sums.items()}
-                    _check_finite(means, done)
-                    seconds = time.monotonic() - begin
-                    entry = {"step": done, "seconds": seconds, **means, **(observe() if observe else {})}
-                    log.add(entry)
-                    bar.set_postfix(_in_short(entry))
-                    sums, since = {}, done
-                if done % config.checkpoint_every == 0:
-                    save(done)
+            with Interrupts(deferred=config.checkpoint_every > 1) as interrupts:  # else nothing is lost by them
+                while not finished:
+                    batch = next(stream)
+                    whole = False
+                    for key, value in step(batch).items():
+                        sums[key] = sums[key] + value if key in sums else value
+                    done += 1
+                    bar.update()
+                    finished = done == config.steps or _out_of_time(config, begin)
+                    if done % config.log_every == 0 or finished:
+                        means = {key: (total / (done - since)).item() for key, total in sums.items()}
+                        _check_finite(means, done)
+                        seconds = time.monotonic() - begin
+                        entry = {"step": done, "seconds": seconds, **means, **(observe() if observe else {})}
+                        log.add(entry)
+                        bar.set_postfix(_in_short(entry))
+                        sums, since = {}, done
+                    if done % config.checkpoint_every == 0:
+                        save(done)
+                    whole = True
+                    interrupts.check()
         except (KeyboardInterrupt, EnvironmentFailed):
-            save(done)
-            bar.write(f"stopped at step {done}; the same command goes on from there")
+            if whole:
+                save(done)
+            bar.write(f"stopped at step {done}; the same command goes on from the last whole step")
             raise
         finally:
             bar.close()

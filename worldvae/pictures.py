@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from worldvae.checkpoint import CheckpointError, only_writer, write_atomically
+from worldvae.checkpoint import CheckpointError, write_atomically
 from worldvae.frames import Frames
 from worldvae.vae import FrameVAE
 
@@ -71,6 +71,7 @@ def traversals(vae: FrameVAE, frames: Frames, columns: int = 9, most: int = 12) 
 
 def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:
     """Writes the four pictures above for some held-out frames [B >= 2, H, W, C]."""
+    folder.mkdir(parents=True, exist_ok=True)
     spread = frames[np.linspace(0, len(frames) - 1, 10).astype(int)]
     pictures = {
         "reconstructions": reconstructions(vae, spread),
@@ -78,9 +79,8 @@ def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:
         "interpolations": interpolations(vae, spread[:4], spread[-4:]),
         "traversals": traversals(vae, frames),
     }
-    with only_writer(folder):
-        for name, image in pictures.items():
-            save_png(folder / f"{name}.png", image)
+    for name, image in pictures.items():
+        save_png(folder / f"{name}.png", image)
     return [folder / f"{name}.png" for name in pictures]
 
 
