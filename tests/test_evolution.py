@@ -197,7 +197,7 @@ def test_a_return_that_is_no_number_ends_with_a_sentence(tmp_path):
 def test_another_kind_of_evolution_is_refused_in_the_same_folder(undisturbed):
     folder, _ = undisturbed
     for changed in ({"population": 10}, {"covariance": "diagonal"}):
-        with pytest.raises(CheckpointError, match="under other settings.*evolve in a new folder"):
+        with pytest.raises(CheckpointError, match=r"under other settings.*evolve in a new folder"):
             evolve(cart_agent(), CartPoles(), replace(CONFIG, **changed), folder)
 
 
