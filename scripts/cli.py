@@ -54,7 +54,9 @@ def run(main: Callable[..., Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         tyro.cli(main)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and saved: only leaving is left
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError) as error:
         if os.environ.get("WORLDVAE_DEBUG"):
