@@ -316,9 +316,6 @@ TWICE = ("collect", "train_vae")
 TOLD = ("trials", "resumed", "losses", "seconds")
 
 
-DISKS: dict[str, Work] = {"file_limit": file_limit, "small_disk": small_disk}
-
-
 def jobs_of(trials: int, stages: Sequence[Section], seed: int) -> list[tuple[str, Stage, Work]]:
     """(section, stage, what to do with it)"""
     named = [stage for name, stage in STAGES.items() if name in stages]
@@ -329,7 +326,9 @@ def jobs_of(trials: int, stages: Sequence[Section], seed: int) -> list[tuple[str
     if "ctrl_c" in stages:
         jobs += [("interrupted", stage, interrupting) for stage in every]
     if "disk_full" in stages:
-        jobs += [(section, s, work) for section, work in DISKS.items() for s in every]
+        jobs += [("small_disk", stage, small_disk) for stage in every]
+        # environments' processes share their memory through files larger than an episode
+        jobs += [("file_limit", stage, file_limit) for stage in every if stage.name != "collect"]
     if "two_writers" in stages:
         jobs += [("two_writers", stage, two_writers) for stage in every if stage.name in TWICE]
     return jobs
