@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from hypothesis import HealthCheck, settings
 
 import tests.pixel_env  # noqa: F401
@@ -11,3 +13,6 @@ settings.register_profile(
     "tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("tests")
+
+# A shell's background jobs ignore Ctrl-C, and whatever they start does too; the tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
