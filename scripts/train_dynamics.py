@@ -56,11 +56,12 @@ def film(
     The dream is given the first real codes, then only the actions; it feeds on its own draws.
     """
     _, held_out = split_episodes(len(latents), config.held_out, config.seed)
-    chosen = max(held_out, key=lambda i: len(latents[i].rewards))
-    seen = max(2, int(latents[chosen].visible.cumprod().sum()))  # all, or all but a blanked last frame
-    codes, frames = latents[chosen].mean[:seen], store[chosen].frames[:seen]
+    chosen = max(held_out, key=lambda i: store.header(i)["length"])
+    episode = latents[chosen]
+    seen = max(2, int(episode.visible.cumprod().sum()))  # all, or all but a blanked last frame
+    codes, frames = episode.mean[:seen], store[chosen].frames[:seen]
     known = min(CONTEXT, seen - 1)
-    actions = as_vector(latents[chosen].actions, store.action_space)[: seen - 1]
+    actions = as_vector(episode.actions, store.action_space)[: seen - 1]
     dream = model.imagine(
         torch.from_numpy(codes[None, :known]),
         torch.from_numpy(actions[None]),
