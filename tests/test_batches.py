@@ -6,10 +6,12 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from worldvae.batches import frame_batches, sequence_batches
 from worldvae.frames import FrameSpec
@@ -44,16 +46,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RolloutStore:
     return store
 
 
-def names(batch: NDArray[np.uint8]) -> list[tuple[int, int]]:
+def names(batch: Tensor) -> list[tuple[int, int]]:
     """(episode, t) of each frame; a blanked one would be (0, 0) without its mark."""
-    assert batch.dtype == np.uint8
+    assert batch.dtype == torch.uint8
     assert batch.shape[1:] == SPEC.shape
     assert (batch[:, 0, 0, 2] == 1).all(), "a blanked frame"
-    return [(int(e), int(t)) for e, t in batch[:, 0, 0, :2]]
+    return [(int(e), int(t)) for e, t in batch[:, 0, 0, :2].tolist()]
 
 
 subsets = st.lists(st.integers(0, len(LENGTHS) - 1), min_size=1, unique=True)
-windows = st.integers(0, 60).map(lambda frames: frames * FRAME_BYTES)
+budgets = st.integers(0, 60).map(lambda frames: frames * FRAME_BYTES)
+"""Some hold no episode, some a few, some all 38 frames."""
 
 
 @given(episodes=subsets, batch_size=st.integers(1, 20), seed=st.integers(0, 99))
@@ -70,20 +73,20 @@ def test_an_epoch_covers_each_visible_frame_at_most_once_and_leaves_less_than_a_
         assert {e for e, _ in epoch} <= set(episodes)
 
 
-@given(batch_size=st.integers(1, 20), seed=st.integers(0, 99), window=windows)
-def test_no_batch_holds_a_frame_twice_whatever_the_window(
-    store: RolloutStore, batch_size: int, seed: int, window: int
+@given(batch_size=st.integers(1, 20), seed=st.integers(0, 99), budget=budgets)
+def test_no_batch_holds_a_frame_twice_whatever_the_budget(
+    store: RolloutStore, batch_size: int, seed: int, budget: int
 ) -> None:
-    stream = frame_batches(store, range(len(LENGTHS)), batch_size, seed, window_bytes=window)
+    stream = frame_batches(store, range(len(LENGTHS)), batch_size, seed, budget_bytes=budget)
     for batch in islice(stream, 30):
         assert 1 <= len(batch) <= batch_size
         assert len(set(names(batch))) == len(batch)
 
 
-def test_with_batches_of_one_every_epoch_is_complete_whatever_the_window(store: RolloutStore) -> None:
+def test_with_batches_of_one_every_epoch_is_complete_whatever_the_budget(store: RolloutStore) -> None:
     everything = sorted((e, t) for e in range(len(LENGTHS)) for t in range(visible_in(e)))
-    for window in (0, 10 * FRAME_BYTES, 25 * FRAME_BYTES, 1 << 20):
-        stream = frame_batches(store, range(len(LENGTHS)), 1, seed=0, window_bytes=window)
+    for budget in (0, 20 * FRAME_BYTES, 37 * FRAME_BYTES, 38 * FRAME_BYTES):
+        stream = frame_batches(store, range(len(LENGTHS)), 1, seed=0, budget_bytes=budget)
         for _ in range(3):
             epoch = [names(batch)[0] for batch in islice(stream, len(everything))]
             assert sorted(epoch) == everything
@@ -91,24 +94,25 @@ def test_with_batches_of_one_every_epoch_is_complete_whatever_the_window(store: 
 
 @settings(max_examples=200)
 @given(
-    episodes=subsets, batch_size=st.integers(1, 20), seed=st.integers(0, 99), start=st.integers(0, 40), window=windows
+    episodes=subsets, batch_size=st.integers(1, 20), seed=st.integers(0, 99), start=st.integers(0, 40), budget=budgets
 )
 def test_resuming_at_any_step_equals_the_unbroken_stream(
-    store: RolloutStore, episodes: list[int], batch_size: int, seed: int, start: int, window: int
+    store: RolloutStore, episodes: list[int], batch_size: int, seed: int, start: int, budget: int
 ) -> None:
-    unbroken = frame_batches(store, episodes, batch_size, seed, window_bytes=window)
-    resumed = frame_batches(store, episodes, batch_size, seed, start, window)
+    unbroken = frame_batches(store, episodes, batch_size, seed, budget_bytes=budget)
+    resumed = frame_batches(store, episodes, batch_size, seed, start, budget)
     for one, two in zip(islice(unbroken, start, start + 8), islice(resumed, 8), strict=True):
-        np.testing.assert_array_equal(one, two)
+        assert torch.equal(one, two)
 
 
-@given(episodes=st.permutations(range(len(LENGTHS))), window=windows)
+@given(episodes=st.permutations(range(len(LENGTHS))), budget=budgets)
 def test_the_same_seed_gives_the_same_bytes_in_whatever_order_episodes_are_listed(
-    store: RolloutStore, episodes: list[int], window: int
+    store: RolloutStore, episodes: list[int], budget: int
 ) -> None:
-    one = frame_batches(RolloutStore(store.path), episodes, 5, 0, window_bytes=window)
-    two = frame_batches(store, range(len(LENGTHS)), 5, 0, window_bytes=window)
-    assert [b.tobytes() for b in islice(one, 15)] == [b.tobytes() for b in islice(two, 15)]
+    one = frame_batches(RolloutStore(store.path), episodes, 5, 0, budget_bytes=budget)
+    two = frame_batches(store, range(len(LENGTHS)), 5, 0, budget_bytes=budget)
+    for batch, other in zip(islice(one, 15), islice(two, 15), strict=True):
+        assert torch.equal(batch, other)
 
 
 def test_seeds_and_epochs_differ_in_order(store: RolloutStore) -> None:
@@ -127,7 +131,7 @@ def test_where_all_fits_a_batch_mixes_all_episodes(store: RolloutStore) -> None:
 
 
 def test_no_more_than_a_window_of_frames_is_mixed(store: RolloutStore) -> None:
-    for batch in islice(frame_batches(store, range(len(LENGTHS)), 100, seed=0, window_bytes=0), 30):
+    for batch in islice(frame_batches(store, range(len(LENGTHS)), 100, seed=0, budget_bytes=0), 30):
         assert len({e for e, _ in names(batch)}) == 1
         assert len(batch) == visible_in(names(batch)[0][0])
 

@@ -1,17 +1,27 @@
 """Stores -> shuffled batches of frames and of sequences: seeded, and resumable at any step.
 
-Batches are a pure function of (store, episodes, seed, step): nothing needs saving to resume.
+Batches are a pure function of (store, episodes, seed, budget, step): nothing needs saving to resume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from worldvae.frames import Frames
 from worldvae.rollouts import RolloutStore
+
+CPU = torch.device("cpu")
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read ahead. Several, since one verifies checksums more slowly than a good disk reads."""
 
 
 def frame_batches(
@@ -20,59 +30,153 @@ def frame_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
-    window_bytes: int = 4 << 30,
-) -> Iterator[Frames]:
+    budget_bytes: int = 4 << 30,
+    device: torch.device = CPU,
+) -> Iterator[Tensor]:
     """Endless batches of frames, each epoch in a new order, from step ``start`` on.
 
-    An epoch goes through the episodes in random order, as many at once as ``window_bytes`` hold,
-    and shuffles the frames within that window: one full shuffle where everything fits. Frames left
-    over at a window's end (fewer than a batch) wait for the next epoch's order.
+    Where all frames fit into the budget they stay on the device and an epoch is one full shuffle.
+    Elsewhere an epoch goes through windows of whole episodes in random order, each half the budget, and
+    shuffles the frames within each; the next window is read while one is in use. Frames left over at a
+    window's end (fewer than a batch) wait for the next epoch's order.
+
+    Closing the iterator ends its threads; until then it holds its memory.
 
     Args:
         episodes: positions in the store to draw from.
-        window_bytes: memory for frames; a single episode may exceed it.
+        budget_bytes: memory for frames; two episodes may exceed it.
+        device: where batches are wanted. On a GPU the window in use lies there, the next in pinned memory.
 
     Yields:
-        uint8 [batch_size, H, W, C] (fewer only where a window holds less than one batch)
+        uint8 [batch_size, H, W, C] on ``device`` (fewer only where a window holds less than one batch)
 
     Raises:
-        ValueError: no episodes, or a batch size below 1.
+        ValueError: no visible frames, or a batch size below 1.
+        DamagedEpisode: at the window that holds it.
     """
-    if batch_size < 1 or len(episodes) == 0:
-        raise ValueError(f"batches need episodes and a size >= 1, got {len(episodes)} and {batch_size}")
-    lengths = {e: int(store.episodes.read(store.indices[e], ("visible",))[0]["visible"].sum()) for e in episodes}
-    frame_bytes = int(np.prod(store.frame_spec.shape))
+    counts = dict(zip(episodes, store.visible_counts(episodes), strict=True))
+    total = sum(counts.values())
+    if batch_size < 1 or total == 0:
+        raise ValueError(f"batches need episodes with frames and a size >= 1, got {total} frames and {batch_size}")
+    budget = budget_bytes // math.prod(store.frame_spec.shape)
+    room, load = (budget, _resident) if total <= budget else (budget // 2, _prefetched)
+    windows = _windows(counts, batch_size, room, seed, start)
+    with _Readers(store, counts) as readers:
+        for frames, window in load(readers, windows, room, device):
+            rows = torch.from_numpy(window.rows).to(device)
+            for b in range(len(rows)):
+                yield frames.index_select(0, rows[b])
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Episodes that are in memory together.
+
+    Attributes:
+        episodes: positions in the store, ascending; their visible frames lie end to end.
+        rows: int64 [batches, size], the frames of each batch.
+    """
+
+    episodes: list[int]
+    rows: NDArray[np.int64]
+
+
+def _windows(counts: Mapping[int, int], batch_size: int, room: int, seed: int, start: int) -> Iterator[_Window]:
+    """All that is still to come from step ``start`` on, worked out without reading a frame."""
     step, epoch = 0, 0
-    resident: Frames | None = None
     while True:
         random = np.random.default_rng((seed, epoch))
-        order = random.permutation(np.sort(np.asarray(episodes))).tolist()
-        windows = list(_windows(order, lengths, window_bytes // frame_bytes))
-        for window in windows:
-            count = sum(lengths[e] for e in window)
-            size = min(batch_size, count)
-            shuffled = random.permutation(count)
-            batches = count // size
-            if step + batches > start:
-                if len(windows) > 1 or resident is None:  # sorted: a lone window stays as it is
-                    resident = np.concatenate([store.visible_frames(e) for e in sorted(window)])
-                for b in range(max(0, start - step), batches):
-                    yield resident[shuffled[b * size : (b + 1) * size]]
-            step += batches
+        order = random.permutation(sorted(counts)).tolist()
+        for episodes in _cut(order, counts, room):
+            count = sum(counts[e] for e in episodes)
+            size = max(1, min(batch_size, count))
+            rows = random.permutation(count)[: count - count % size].reshape(-1, size)
+            to_come = rows[max(0, start - step) :]
+            if len(to_come):
+                yield _Window(sorted(episodes), to_come)
+            step += len(rows)
         epoch += 1
 
 
-def _windows(order: Sequence[int], lengths: dict[int, int], capacity: int) -> Iterator[list[int]]:
-    """Cuts the order into runs of episodes with at most ``capacity`` frames (at least one episode)."""
-    window: list[int] = []
+def _cut(order: Sequence[int], counts: Mapping[int, int], room: int) -> Iterator[list[int]]:
+    """Cuts the order into runs of episodes with at most ``room`` frames (at least one episode)."""
+    run: list[int] = []
     held = 0
     for episode in order:
-        if window and held + lengths[episode] > capacity:
-            yield window
-            window, held = [], 0
-        window.append(int(episode))
-        held += lengths[episode]
-    yield window
+        if run and held + counts[episode] > room:
+            yield run
+            run, held = [], 0
+        run.append(episode)
+        held += counts[episode]
+    yield run
+
+
+Loaded = Iterator[tuple[Tensor, _Window]]
+"""Windows and their frames: uint8 [>= count, H, W, C] on the device, valid until the next window."""
+
+
+def _resident(readers: _Readers, windows: Iterator[_Window], room: int, device: torch.device) -> Loaded:
+    """Each window is the whole, which is read once."""
+    frames = readers.memory(room, device=device)
+    readers.begin(sorted(readers.counts), frames)
+    readers.wait()
+    for window in windows:
+        yield frames, window
+
+
+def _prefetched(readers: _Readers, windows: Iterator[_Window], room: int, device: torch.device) -> Loaded:
+    """Each window is read while the one before it is in use."""
+    on_gpu = device.type != "cpu"
+    in_use, spare = readers.memory(room, device=device), readers.memory(room, pin_memory=on_gpu)
+    ahead = next(windows)
+    readers.begin(ahead.episodes, spare)
+    while True:
+        window, ahead = ahead, next(windows)
+        readers.wait()
+        if on_gpu:
+            in_use.copy_(spare)  # does not return before it is done, so that the spare can be written to
+        else:
+            in_use, spare = spare, in_use
+        readers.begin(ahead.episodes, spare)
+        yield in_use, window
+
+
+class _Readers:
+    """Threads that copy episodes' visible frames into memory; they end with the context."""
+
+    def __init__(self, store: RolloutStore, counts: Mapping[int, int]):
+        self.store, self.counts = store, counts
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="frames")
+        self._reading: list[Future[None]] = []
+
+    def memory(self, room: int, **placed: Any) -> Tensor:
+        """Uninitialised uint8 [frames, H, W, C]: room for so many, or for the longest episode, or for all."""
+        frames = min(max(room, *self.counts.values()), sum(self.counts.values()))
+        return torch.empty((frames, *self.store.frame_spec.shape), dtype=torch.uint8, **placed)
+
+    def begin(self, episodes: Sequence[int], into: Tensor) -> None:
+        """Starts to lay the episodes' frames end to end."""
+        ends = np.cumsum([self.counts[e] for e in episodes])
+        parts = into[: ends[-1]].tensor_split(ends[:-1].tolist())
+        self._reading = [self._pool.submit(self._copy, e, part) for e, part in zip(episodes, parts, strict=True)]
+
+    def wait(self) -> None:
+        """Until what was begun is done. Raises DamagedEpisode."""
+        for episode in self._reading:
+            episode.result()
+
+    def _copy(self, episode: int, into: Tensor) -> None:
+        frames = self.store.visible_frames(episode)
+        if into.device.type == "cpu":
+            np.copyto(into.numpy(), frames)  # torch would start threads for it, beside training's
+        else:
+            into.copy_(torch.from_numpy(frames))
+
+    def __enter__(self) -> _Readers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def sequence_batches(

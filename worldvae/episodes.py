@@ -23,6 +23,8 @@ from safetensors import safe_open
 from worldvae.checkpoint import UNREADABLE, CheckpointError, write_atomically
 
 Tensors = dict[str, NDArray[Any]]
+MAPPED_FROM = 1 << 20
+"""Bytes from which on a tensor is a view of its file; smaller ones are copied, as mappings are counted."""
 
 
 class DamagedEpisode(CheckpointError):
@@ -60,28 +62,36 @@ class EpisodeFolder:
         return self._open(index, names=())[1]
 
     def read(self, index: int, names: Sequence[str] | None = None) -> tuple[Tensors, dict[str, Any]]:
-        """Some or all tensors and the header; the checksum is verified at the first touch."""
+        """Some or all tensors and the header; the checksum is verified at the first touch.
+
+        Large tensors are views of the file, read from disk as they are looked at; what is written to
+        them stays in this process.
+        """
         if index not in self._verified:
             tensors, header = self._open(index, names=None)
             self._verified.add(index)
             return {n: t for n, t in tensors.items() if names is None or n in names}, header
         return self._open(index, names)
 
+    def peek(self, index: int, name: str) -> NDArray[Any]:
+        """One tensor, unverified and without reading the others. Raises DamagedEpisode where it is not there."""
+        return self._open(index, (name,))[0][name]
+
     def _open(self, index: int, names: Sequence[str] | None) -> tuple[Tensors, dict[str, Any]]:
         path = self.file(index)
         try:
-            with safe_open(path, framework="numpy") as file:
+            with safe_open(path, framework="pt") as file:  # for numpy it would copy
                 told = json.loads((file.metadata() or {})["worldvae"])
                 header = told["header"]
                 if _checksum({}, header) != told["header_checksum"]:
                     raise ValueError("wrong checksum of its header")
                 wanted = file.keys() if names is None else names
-                tensors = {name: file.get_tensor(name) for name in wanted}
-        except UNREADABLE as error:
+                tensors = {name: file.get_tensor(name).numpy() for name in wanted}
+        except (*UNREADABLE, RuntimeError) as error:
             raise DamagedEpisode(f"{path} is damaged ({error}): delete it and make it again") from error
         if names is None and _checksum(tensors, header) != told.get("checksum"):
             raise DamagedEpisode(f"{path} is damaged (wrong checksum): delete it and make it again")
-        return tensors, header
+        return {n: t if t.nbytes >= MAPPED_FROM else t.copy() for n, t in tensors.items()}, header
 
 
 def _checksum(tensors: Tensors, header: Mapping[str, Any]) -> str:

@@ -174,6 +174,13 @@ class RolloutStore:
         frames, visible = tensors["frames"], tensors["visible"]
         return frames if visible.all() else frames[visible]
 
+    def visible_counts(self, episodes: Iterable[int]) -> list[int]:
+        """How many frames of each episode are visible, told without reading frames.
+
+        Unverified: a damaged mask is found when the frames are read. Raises DamagedEpisode where there is none.
+        """
+        return [int(np.count_nonzero(self.episodes.peek(self.indices[i], "visible"))) for i in episodes]
+
     def header(self, i: int) -> dict[str, Any]:
         """Length, seed, policy, ends and env steps of the i-th episode, without its frames."""
         header = self.episodes.header(self.indices[i])

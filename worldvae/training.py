@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from worldvae.batches import frame_batches
@@ -64,13 +63,13 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     train, held_out = split_episodes(len(store), config.held_out, config.seed)
     learner = VAELearner(config, FrameVAEConfig(frame=store.frame_spec, latent_size=config.latent_size))
     learner.vae.start_from_colour(mean_colour(store, train))
-    frames = sum(len(store.visible_frames(e)) for e in train)
+    frames = sum(store.visible_counts(train))
     steps = max(1, round(config.passes * frames / config.batch_size))
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
     per_pass = max(1, round(steps / config.passes))
     fit(
         learner.step,
-        partial(frame_batches, store, train, config.batch_size, config.seed),
+        partial(frame_batches, store, train, config.batch_size, config.seed, device=learner.device),
         judge,
         FitConfig(steps, log_every=max(1, per_pass // 2), checkpoint_every=per_pass),
         folder,
@@ -98,9 +97,9 @@ class VAELearner:
         self.optimiser = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
-    def step(self, frames: NDArray[np.uint8]) -> dict[str, Tensor]:
-        """One gradient step on uint8 [B, H, W, C] frames; returns the loss's parts."""
-        images = to_unit(torch.from_numpy(frames).to(self.device))
+    def step(self, frames: Tensor) -> dict[str, Tensor]:
+        """One gradient step on uint8 [B, H, W, C] frames on its device; returns the loss's parts."""
+        images = to_unit(frames)
         with autocast(self.device):
             posterior = self.vae.posterior(self._jitter(images))
             noise = torch.randn(posterior.mean.shape, generator=self.generator, device=self.device)
