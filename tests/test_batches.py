@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worldvae.batches import frame_batches, sequence_batches
-from worldvae.frames import FrameSpec
+from worldvae.episodes import DamagedEpisode
+from worldvae.frames import Frames, FrameSpec
 from worldvae.rollouts import Episode, RolloutStore
 
 SPEC = FrameSpec(1, 2, 3)
@@ -134,6 +140,137 @@ def test_no_more_than_a_window_of_frames_is_mixed(store: RolloutStore) -> None:
     for batch in islice(frame_batches(store, range(len(LENGTHS)), 100, seed=0, budget_bytes=0), 30):
         assert len({e for e, _ in names(batch)}) == 1
         assert len(batch) == visible_in(names(batch)[0][0])
+
+
+def plain_reference(store: RolloutStore, batch_size: int, seed: int, room: int) -> Iterator[Tensor]:
+    """The same stream with windows of ``room`` frames, a frame at a time and nothing read ahead."""
+    epoch = 0
+    while True:
+        random = np.random.default_rng((seed, epoch))
+        windows: list[list[int]] = [[]]
+        for e in random.permutation(len(LENGTHS)).tolist():
+            if windows[-1] and sum(map(visible_in, [*windows[-1], e])) > room:
+                windows.append([])
+            windows[-1].append(e)
+        for window in windows:
+            frames = [frame(e, t) for e in sorted(window) for t in range(visible_in(e))]
+            order = random.permutation(len(frames)).tolist()
+            size = min(batch_size, len(frames))
+            for b in range(len(frames) // size):
+                yield torch.from_numpy(np.stack([frames[row] for row in order[b * size : (b + 1) * size]]))
+        epoch += 1
+
+
+@given(batch_size=st.integers(1, 20), seed=st.integers(0, 99), budget=st.integers(0, 60))
+def test_windows_read_ahead_equal_a_plain_loop(store: RolloutStore, batch_size: int, seed: int, budget: int) -> None:
+    """Kept until the end: a batch is no view of memory that the next window is read into."""
+    stream = frame_batches(store, range(len(LENGTHS)), batch_size, seed, budget_bytes=budget * FRAME_BYTES)
+    plain = plain_reference(store, batch_size, seed, room=budget if budget >= 38 else budget // 2)
+    for batch, reference in zip(list(islice(stream, 40)), islice(plain, 40), strict=True):
+        assert torch.equal(batch, reference)
+
+
+class Watched(RolloutStore):
+    """Notes which episodes' frames are read; each takes a moment."""
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self.read: list[int] = []
+
+    def visible_frames(self, i: int) -> Frames:
+        self.read.append(i)
+        time.sleep(0.002)
+        return super().visible_frames(i)
+
+
+def test_what_fits_is_read_once(store: RolloutStore) -> None:
+    watched = Watched(store.path)
+    for _ in islice(frame_batches(watched, range(len(LENGTHS)), 5, seed=0, budget_bytes=38 * FRAME_BYTES), 40):
+        pass
+    assert sorted(watched.read) == list(range(len(LENGTHS)))
+
+
+@given(start=st.integers(0, 300), seed=st.integers(0, 9))
+def test_resuming_reads_no_window_that_is_over(store: RolloutStore, start: int, seed: int) -> None:
+    """With batches and windows of an episode each, step n is the n-th episode's."""
+    watched = Watched(store.path)
+    stream = frame_batches(watched, range(len(LENGTHS)), 100, seed, start, budget_bytes=0)
+    ((episode, *_), *_) = names(next(stream))
+    stream.close()  # type: ignore[attr-defined]
+    assert watched.read[0] == episode
+    assert len(watched.read) <= 2
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("frames")]
+
+
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+@pytest.mark.parametrize("end", [None, KeyboardInterrupt()])
+def test_leaving_early_ends_the_threads(store: RolloutStore, budget: int, end: BaseException | None) -> None:
+    stream: Any = frame_batches(store, range(len(LENGTHS)), 5, seed=0, budget_bytes=budget)
+    next(stream)
+    assert reading_threads()
+    if end is None:
+        stream.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(end)
+    assert not reading_threads()
+
+
+def one_frame_episodes(path: Path, count: int) -> RolloutStore:
+    store = RolloutStore.create(path, env_id="none", frame_spec=SPEC, action_space=Discrete(2))
+    for e in range(count):
+        nothing, visible = np.zeros(0, np.int64), np.ones(1, bool)
+        store.append(Episode(frame(e, 0)[None], nothing, nothing.astype(np.float32), visible, False, True, seed=e))
+    return store
+
+
+def test_leaving_early_does_not_wait_for_the_window_that_is_read_ahead(tmp_path: Path) -> None:
+    one_frame_episodes(tmp_path, 200)
+    watched = Watched(tmp_path)
+    stream: Any = frame_batches(watched, range(200), 4, seed=0, budget_bytes=199 * FRAME_BYTES)
+    next(stream)
+    stream.close()
+    assert 99 <= len(watched.read) < 150
+
+
+def damage(store: RolloutStore, episode: int) -> None:
+    """Changes a pixel of the episode's first frame."""
+    path, (first, *_) = store.episodes.file(store.indices[episode]), frame(episode, 0)
+    whole = path.read_bytes()
+    place = whole.rindex(first.tobytes())
+    path.write_bytes(whole[:place] + b"\7" + whole[place + 1 :])
+
+
+def test_a_damaged_episode_read_ahead_is_told_where_its_window_begins(tmp_path: Path) -> None:
+    store = one_frame_episodes(tmp_path, 6)
+    order = [names(batch)[0][0] for batch in islice(frame_batches(store, range(6), 1, 0, budget_bytes=0), 6)]
+    damage(store, order[3])
+    stream = frame_batches(RolloutStore(tmp_path), range(6), 1, 0, budget_bytes=0)
+    assert [names(next(stream))[0][0] for _ in range(3)] == order[:3]
+    with pytest.raises(DamagedEpisode, match=f"episode-{order[3]:06d}.safetensors is damaged"):
+        next(stream)
+    assert not reading_threads()
+
+
+def test_a_damaged_episode_is_told_where_all_fits(tmp_path: Path) -> None:
+    damage(one_frame_episodes(tmp_path, 6), 4)
+    with pytest.raises(DamagedEpisode, match=r"episode-000004.safetensors is damaged"):
+        next(frame_batches(RolloutStore(tmp_path), range(6), 1, 0))
+
+
+def test_episodes_without_a_visible_frame_are_passed_over(tmp_path: Path) -> None:
+    store = one_frame_episodes(tmp_path, 2)
+    nothing = np.zeros(0, np.int64)
+    blank = Episode(frame(0, 0)[None], nothing, nothing.astype(np.float32), np.zeros(1, bool), False, True, seed=9)
+    store.append(blank)
+    for budget in (0, 1 << 20):
+        stream = frame_batches(store, range(3), 1, seed=0, budget_bytes=budget)
+        assert {names(batch)[0][0] for batch in islice(stream, 4)} == {0, 1}
+    with pytest.raises(ValueError, match="got 0 frames"):
+        next(frame_batches(store, [2], 1, seed=0))
 
 
 @pytest.mark.parametrize(("episodes", "batch_size"), [([], 4), ([0, 1], 0)])

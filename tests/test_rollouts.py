@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worldvae.checkpoint import CheckpointError, read_json, write_json
+from worldvae.episodes import DamagedEpisode, EpisodeFolder
 from worldvae.frames import FrameSpec
 from worldvae.rollouts import Episode, RolloutStore, describe_space, space_from, split_episodes
 
@@ -125,6 +126,80 @@ def test_blanked_frames_are_left_out_of_the_visible_ones(tmp_path: Path) -> None
     store.append(all_visible)
     np.testing.assert_array_equal(store.visible_frames(0), blanked.frames[:-1])
     np.testing.assert_array_equal(store.visible_frames(1), all_visible.frames)
+
+
+def test_visible_frames_are_counted_without_reading_the_frames(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for e in (episode(0), dataclasses.replace(episode(1), visible=np.ones(5, bool))):
+        store.append(e)
+    frames = store[0].frames.tobytes()
+    damaged = store.episodes.file(0).read_bytes().replace(frames, bytes(len(frames)))
+    store.episodes.file(0).write_bytes(damaged)
+    opened = RolloutStore(tmp_path)
+    assert opened.visible_counts([1, 0]) == [5, 4]
+    with pytest.raises(DamagedEpisode, match="episode-000000"):
+        opened.visible_frames(0)
+
+
+@given(flipped=st.integers(0, 4), value=st.integers(2, 255))
+def test_a_damaged_mask_is_told_at_the_latest_when_frames_are_read(tmp_path: Path, flipped: int, value: int) -> None:
+    store = create(tmp_path)
+    if len(store) == 0:
+        store.append(episode(0))
+    file = store.episodes.file(0)
+    whole = file.read_bytes()
+    place = whole.rindex(bytes([1, 1, 1, 1, 0])) + flipped
+    file.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+    opened = RolloutStore(tmp_path)
+    assert opened.visible_counts([0]) in ([4], [5])
+    with pytest.raises(DamagedEpisode, match="episode-000000"):
+        opened.visible_frames(0)
+    file.write_bytes(whole)
+
+
+def test_a_missing_mask_is_told_by_the_files_name(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.append(episode(0))
+    store.episodes.write(0, {"frames": episode(0).frames}, {})
+    with pytest.raises(DamagedEpisode, match="episode-000000"):
+        store.visible_counts([0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mappings here")
+def test_frames_of_large_episodes_are_mapped_and_small_arrays_copied(tmp_path: Path) -> None:
+    store = create(tmp_path, frame_spec=BIG)
+    store.append(dataclasses.replace(episode(0, 20, BIG), visible=np.ones(21, bool)))
+
+    def mapped(array: np.ndarray) -> bool:
+        """Whether the array's memory is the episode's file."""
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        ranges = [line.split()[0].split("-") for line in lines if line.endswith(str(store.episodes.file(0)))]
+        return any(int(begin, 16) <= array.ctypes.data < int(end, 16) for begin, end in ranges)
+
+    for opened in (store, RolloutStore(tmp_path)):
+        e = opened[0]
+        assert mapped(e.frames)
+        assert not any(mapped(array) for array in (e.actions, e.rewards, e.visible))
+        assert mapped(opened.visible_frames(0))
+
+
+def test_what_is_written_into_an_episodes_frames_never_reaches_its_file(tmp_path: Path) -> None:
+    store = create(tmp_path, frame_spec=BIG)
+    store.append(episode(0, 20, BIG))
+    store[0].frames[:] = 0
+    assert_same(RolloutStore(tmp_path)[0], episode(0, 20, BIG))
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u4", "u8", "i1", "i8", "f2", "f4", "f8", "?"])
+@pytest.mark.parametrize("shape", [(0,), (3, 2), (1 << 20,)])
+def test_actions_of_every_numpy_type_are_kept_mapped_or_not(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    actions = np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+    folder = EpisodeFolder(tmp_path)
+    folder.write(0, {"actions": actions}, {})
+    for _ in range(2):
+        back = folder.read(0)[0]["actions"]
+        assert back.dtype == actions.dtype
+        np.testing.assert_array_equal(back, actions)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def frame_batches(
         for frames, window in load(readers, windows, room, device):
             rows = torch.from_numpy(window.rows).to(device)
             for b in range(len(rows)):
-                yield frames.index_select(0, rows[b])
+                yield _gathered(frames, rows[b])
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,19 @@ def _prefetched(readers: _Readers, windows: Iterator[_Window], room: int, device
         yield in_use, window
 
 
+def _gathered(frames: Tensor, rows: Tensor) -> Tensor:
+    """The frames at int64 rows [B]: a copy, on their device."""
+    if frames.is_cpu:
+        return torch.from_numpy(np.take(frames.numpy(), rows.numpy(), axis=0))  # see _Readers
+    return frames.index_select(0, rows)
+
+
 class _Readers:
-    """Threads that copy episodes' visible frames into memory; they end with the context."""
+    """Threads that copy episodes' visible frames into memory; they end with the context.
+
+    On the CPU NumPy copies, as it does so on one thread: torch shares a copy among OpenMP threads, which
+    wait for each other where readers and training keep the cores busy.
+    """
 
     def __init__(self, store: RolloutStore, counts: Mapping[int, int]):
         self.store, self.counts = store, counts
@@ -167,8 +178,8 @@ class _Readers:
 
     def _copy(self, episode: int, into: Tensor) -> None:
         frames = self.store.visible_frames(episode)
-        if into.device.type == "cpu":
-            np.copyto(into.numpy(), frames)  # torch would start threads for it, beside training's
+        if into.is_cpu:
+            np.copyto(into.numpy(), frames)
         else:
             into.copy_(torch.from_numpy(frames))
 
