@@ -17,7 +17,8 @@ from agents.observations import action_size
 from agents.sequences import Sequences, Trajectories, draw
 from agents.world_model import Prediction, WorldModel, WorldModelConfig
 from worldvae.batches import sequence_batches
-from worldvae.fit import FitConfig, Metrics, autocast, fit, load_optimiser, pick_device
+from worldvae.devices import autocast, pick_device
+from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.latents import LatentStore
 from worldvae.rollouts import split_episodes
 

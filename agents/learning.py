@@ -29,7 +29,8 @@ from agents.observations import (
 from agents.replay import Replay, TransitionBatch
 from agents.sac import SAC, SACConfig
 from agents.world_model import WorldModel
-from worldvae.fit import FitConfig, Metrics, fit, pick_device
+from worldvae.devices import pick_device
+from worldvae.fit import FitConfig, Metrics, fit
 from worldvae.latents import LatentEpisode, LatentStore
 from worldvae.record import interact
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from worldvae.checkpoint import load_tree
-from worldvae.fit import FitConfig, fit, pick_device, read_log
+from worldvae.devices import pick_device
+from worldvae.fit import FitConfig, fit, read_log
 
 
 class Regression:

@@ -25,7 +25,7 @@ def frames(*lead: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("latents", "parameters"), [(32, 4_348_547), (64, 4_446_915)])
 def test_the_paper_architecture_has_the_published_number_of_parameters(latents, parameters):
-    vae = FrameVAE(FrameVAEConfig(latent_size=latents))
+    vae = FrameVAE(FrameVAEConfig(latent_size=latents, architecture="paper"))
     assert sum(p.numel() for p in vae.parameters()) == parameters
 
 
@@ -107,11 +107,29 @@ def test_latents_of_a_wrong_size_are_refused(vae):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"latent_size": 0}, {"architecture": "vit"}, {"frame": FrameSpec(height=32, width=32)}]
+    ("settings", "words"),
+    [
+        ({"latent_size": 0}, "latent_size must be"),
+        ({"architecture": "vit"}, "there are: paper, compact"),
+        ({"architecture": "paper", "frame": FrameSpec(height=32, width=32)}, "takes 64x64 frames"),
+        ({"frame": FrameSpec(height=84, width=64)}, "multiples of 16"),
+    ],
 )
-def test_impossible_configs_are_refused(settings):
-    with pytest.raises(ValueError, match=r"latent_size|architecture|64x64"):
+def test_impossible_configs_are_refused(settings, words):
+    with pytest.raises(ValueError, match=words):
         FrameVAEConfig(**settings)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(64, 64, 3), (32, 48, 1), (16, 16, 3), (96, 128, 3)])
+def test_the_compact_architecture_takes_other_sizes(height, width, channels):
+    codec = FrameVAE(FrameVAEConfig(FrameSpec(height, width, channels), latent_size=5)).eval()
+    images = np.zeros((2, height, width, channels), np.uint8)
+    assert codec.decode(codec.encode(images).mean.numpy()).shape == images.shape
+
+
+def test_a_compact_codec_is_a_small_file(tmp_path):
+    FrameVAE().save(tmp_path)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 2_000_000
 
 
 def test_a_saved_codec_comes_back_with_its_preprocessing(tmp_path, vae):

@@ -71,6 +71,7 @@ def fit(
     *,
     name: str = "training",
     observe: Callable[[], Metrics] | None = None,
+    leads: bool = True,
 ) -> list[Metrics]:
     """Trains until ``config.steps``, going on from ``folder``'s checkpoint if there is one.
 
@@ -79,6 +80,8 @@ def fit(
         batches: from a step number to the batches from there on.
         folder: gets ``metrics.jsonl``, TensorBoard events where installed, and the checkpoint.
         observe: more numbers for each log entry, such as a held-out measurement.
+        leads: false where another process of the same training does all that: reading the checkpoint is
+            left, and stepping.
 
     Returns:
         The log: one dictionary an entry, each with ``step`` and ``seconds``.
@@ -88,23 +91,26 @@ def fit(
         FloatingPointError: the loss is no longer finite.
         KeyboardInterrupt, EnvironmentFailed: after the last whole step was saved.
     """
-    with only_writer(folder):
-        checkpoint, log = folder / "training.safetensors", _Log(folder)
+    with only_writer(folder) if leads else contextlib.nullcontext():
+        checkpoint, log = folder / "training.safetensors", _Log(folder) if leads else None
         done, elapsed = 0, 0.0
         if checkpoint.exists():
             saved = load_tree(checkpoint)
             done, elapsed = saved["step"], saved["seconds"]
             _restore(state, saved["state"], checkpoint)
-        log.keep_until(done)
+        if log is not None:
+            log.keep_until(done)
         begin = time.monotonic() - elapsed
 
         def save(at: int) -> None:
-            save_tree(checkpoint, {"step": at, "seconds": time.monotonic() - begin, "state": state.state_dict()})
+            if leads:
+                save_tree(checkpoint, {"step": at, "seconds": time.monotonic() - begin, "state": state.state_dict()})
 
         sums: dict[str, Tensor] = {}
         since = done
         stream = batches(done) if done < config.steps else iter(())
-        bar = tqdm(total=config.steps, initial=done, desc=name, unit="step", dynamic_ncols=True, mininterval=1)
+        look = {"desc": name, "unit": "step", "dynamic_ncols": True, "mininterval": 1, "disable": not leads}
+        bar = tqdm(total=config.steps, initial=done, **look)
         finished = done >= config.steps
         whole = True
         try:
@@ -117,7 +123,7 @@ def fit(
                     done += 1
                     bar.update()
                     finished = done == config.steps or _out_of_time(config, begin)
-                    if done % config.log_every == 0 or finished:
+                    if log is not None and (done % config.log_every == 0 or finished):
                         means = {key: (total / (done - since)).item() for key, total in sums.items()}
                         _check_finite(means, done)
                         seconds = time.monotonic() - begin
@@ -137,7 +143,7 @@ def fit(
         finally:
             bar.close()
         save(done)
-        return log.entries
+        return log.entries if log is not None else []
 
 
 def read_log(path: Path) -> list[Metrics]:
@@ -180,25 +186,6 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for name, value in moments.items():
             if value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one. Raises ValueError with a sentence where there is none."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: no CUDA device here; use --device cpu")
-    return torch.device(name)
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
-    if device.type == "cuda":
-        enabled = torch.cuda.is_bf16_supported()
-    else:
-        native = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # what torch knows to ask
-        enabled = any(getattr(torch.cpu, name, bool)() for name in native)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def _in_short(entry: Metrics) -> dict[str, str]:

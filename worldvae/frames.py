@@ -82,7 +82,7 @@ def to_frames(observations: Any, spec: FrameSpec) -> Frames:
 
 def to_unit(frames: Tensor) -> Tensor:
     """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [0, 1], channels-last in memory."""
-    return frames.permute(0, 3, 1, 2).float() / 255
+    return frames.permute(0, 3, 1, 2).float().div_(255)
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from worldvae.batches import frame_batches
-from worldvae.fit import FitConfig, Metrics, autocast, fit, load_optimiser, pick_device
+from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pick_device
+from worldvae.distributed import ALONE, World
+from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units
 from worldvae.objective import ObjectiveConfig, negative_elbo
 from worldvae.rollouts import RolloutStore, split_episodes
-from worldvae.vae import FrameVAE, FrameVAEConfig
+from worldvae.vae import Architecture, FrameVAE, FrameVAEConfig
 
 
 @dataclass(frozen=True)
@@ -28,54 +30,78 @@ class VAETrainingConfig:
 
     Attributes:
         latent_size: Z, the number of latents.
+        architecture: of the codec's networks.
         objective: what is minimised.
         passes: how often each training frame is seen.
         batch_size: frames a step.
-        learning_rate: Adam's.
+        learning_rate: Adam's at its highest, after ``warm_up`` steps; it then falls to nothing in a line.
+        warm_up: steps; at most a fifth of all.
         colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
             the target stays as it was, so codes learn to ignore shades (another renderer's, say).
         held_out: share of the episodes kept for measuring.
         seed: of weights, order, noise and split.
         device: cpu, cuda, or auto.
+        budget_gib: memory for frames; where they take more, windows of them are read ahead (GPU: all of
+            them stay on it where they fit).
+        compile: let torch.compile fuse the networks: a minute or more at first, for long trainings.
     """
 
     latent_size: int = 32
+    architecture: Architecture = "compact"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     passes: float = 8.0
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    batch_size: int = 32
+    learning_rate: float = 3e-3
+    warm_up: int = 100
     colour_jitter: float = 0.02
     held_out: float = 0.1
     seed: int = 0
     device: str = "auto"
+    budget_gib: float = 4.0
+    compile: bool = False
 
 
-def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path) -> FrameVAE:
+def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path, world: World = ALONE) -> FrameVAE:
     """Trains a codec on the store's frames; resumes what ``folder`` has begun.
 
     Writes the best codec by held-out loss into ``folder`` (``FrameVAE.load`` reads it), and the
     metrics and checkpoint of ``worldvae.fit``.
 
+    Args:
+        world: the processes that train it together, from ``distributed.joined``; each calls this.
+
     Raises:
-        ValueError: fewer than two episodes (one is held out), or no CUDA where asked for.
+        ValueError: fewer than two episodes (one is held out), no CUDA where asked for, or a batch that the
+            processes cannot share equally.
+        RuntimeError: out of memory; says what to lower.
     """
     folder = Path(folder)
     train, held_out = split_episodes(len(store), config.held_out, config.seed)
-    learner = VAELearner(config, FrameVAEConfig(frame=store.frame_spec, latent_size=config.latent_size))
-    learner.vae.start_from_colour(mean_colour(store, train))
     frames = sum(store.visible_counts(train))
     steps = max(1, round(config.passes * frames / config.batch_size))
+    vae_config = FrameVAEConfig(store.frame_spec, config.latent_size, config.architecture)
+    learner = VAELearner(config, vae_config, steps, world)
+    learner.vae.start_from_colour(mean_colour(store, train))
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
     per_pass = max(1, round(steps / config.passes))
-    fit(
-        learner.step,
-        partial(frame_batches, store, train, config.batch_size, config.seed, device=learner.device),
-        judge,
-        FitConfig(steps, log_every=max(1, per_pass // 2), checkpoint_every=per_pass),
-        folder,
-        name="frame VAE",
-        observe=judge,
-    )
+    budget = int(config.budget_gib * 2**30)
+
+    def batches(start: int) -> Iterator[Tensor]:
+        return frame_batches(store, train, config.batch_size, config.seed, start, budget, learner.device)
+
+    remedy = f"lower batch_size (now {config.batch_size}) or budget_gib (now {config.budget_gib:g})"
+    with out_of_memory_in_words(remedy):
+        fit(
+            learner.step,
+            batches,
+            judge,
+            FitConfig(steps, log_every=max(1, per_pass // 2), checkpoint_every=per_pass),
+            folder,
+            name="frame VAE",
+            observe=judge,
+            leads=world.leads,
+        )
+    world.wait()
     return FrameVAE.load(folder, learner.device)
 
 
@@ -86,48 +112,86 @@ def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) ->
     return torch.from_numpy(np.mean(colours, 0)).float()
 
 
+def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
+    """The share of the highest learning rate at a step: a line up, and a line down to nothing."""
+    warm_up = max(1, min(warm_up, steps // 5))
+    return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
+
+
+def shaded(images: Tensor, shades: Tensor) -> Tensor:
+    """images float [B, C, H, W] with a gain and a shift of each channel, shades float [2, B, C, 1, 1]."""
+    gain, shift = shades
+    return torch.addcmul(images + shift, images, gain).clamp_(0, 1)
+
+
 class VAELearner:
     """The VAE, its optimiser and its noise: all that training changes."""
 
-    def __init__(self, config: VAETrainingConfig, vae_config: FrameVAEConfig):
-        self.config = config
+    def __init__(self, config: VAETrainingConfig, vae_config: FrameVAEConfig, steps: int, world: World = ALONE):
+        self.config, self.world = config, world
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)
         self.vae = FrameVAE(vae_config).to(self.device)
-        self.optimiser = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
+        network = world.share(self.vae)
+        self._network = torch.compile(network) if config.compile else network
+        on_gpu = self.device.type == "cuda"
+        # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
+        self.optimiser = torch.optim.Adam(
+            self.vae.parameters(),
+            torch.tensor(config.learning_rate) if on_gpu else config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+            capturable=on_gpu,
+        )
+        rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rate)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self._begin()
+
+    def _begin(self) -> None:
+        exchanges = self.world.size > 1  # between processes, which no graph captures
+        self._learn = self._gradient_step if exchanges else CapturedStep(self._gradient_step, self.device)
 
     def step(self, frames: Tensor) -> dict[str, Tensor]:
-        """One gradient step on uint8 [B, H, W, C] frames on its device; returns the loss's parts."""
+        """One gradient step on uint8 [B, H, W, C] frames on its device; returns the loss's parts.
+
+        All processes of the world are given the same frames and draw the same noise for all of them;
+        each takes its part of both. So the step is that of a single process.
+        """
+        part, (count, *_, channels) = self.world.part, frames.shape
+        noise = self._normal(count, self.vae.latent_size)
+        shades = self.config.colour_jitter * self._normal(2, count, channels, 1, 1)
+        parts = self._learn(part(frames), part(noise), part(shades, 1))
+        self.schedule.step()
+        return self.world.mean(parts)
+
+    def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor) -> dict[str, Tensor]:
         images = to_unit(frames)
         with autocast(self.device):
-            posterior = self.vae.posterior(self._jitter(images))
-            noise = torch.randn(posterior.mean.shape, generator=self.generator, device=self.device)
-            reconstruction = self.vae.decoder(posterior.rsample(noise))
+            reconstruction, posterior = self._network(shaded(images, shades), noise)
         loss, parts = negative_elbo(reconstruction, images, posterior, self.config.objective)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
         return parts
 
-    def _jitter(self, images: Tensor) -> Tensor:
-        if self.config.colour_jitter == 0:
-            return images
-        shape = (2, len(images), images.shape[1], 1, 1)
-        gain, shift = self.config.colour_jitter * torch.randn(shape, generator=self.generator, device=self.device)
-        return torch.addcmul(images + shift, images, gain).clamp_(0, 1)
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, device=self.device)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "vae": self.vae.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
         load_optimiser(self.optimiser, state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
+        self._begin()  # what was captured learns into the old moments
 
 
 class HeldOut:
@@ -144,9 +208,8 @@ class HeldOut:
         summary: dict[str, Any],
     ):
         self.learner, self.folder, self.summary = learner, folder, summary
-        frames = np.concatenate([store.visible_frames(e) for e in episodes])
-        every = max(1, len(frames) // self.FRAMES)
-        self.frames = torch.from_numpy(frames[::every].copy())
+        every = max(1, sum(store.visible_counts(episodes)) // self.FRAMES)
+        self.frames = torch.from_numpy(np.concatenate([store.visible_frames(e)[::every] for e in episodes]))
         self.best = float("inf")
 
     @torch.no_grad()

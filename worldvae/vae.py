@@ -1,12 +1,11 @@
 """The frame VAE: uint8 frames in, Gaussian codes out, and back.
 
 Knows its own preprocessing (the frame spec travels with it) but nothing of environments, training
-or agents. Architecture ``paper``: World Models (Ha & Schmidhuber 2018), appendix A.1.
+or agents.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 
 from worldvae.checkpoint import CheckpointError, load_model, save_model
 from worldvae.frames import FrameSpec, to_uint8, to_unit
+from worldvae.networks import ARCHITECTURES
 
+Architecture = Literal["compact", "paper"]
 KIND = "frame-vae"
 CHUNK = 256
 """Frames encoded or decoded at once: bounds memory, and larger is not faster."""
@@ -58,58 +59,24 @@ class FrameVAEConfig:
     Attributes:
         frame: the frames it takes and gives.
         latent_size: Z, the number of latents.
-        architecture: the networks' name; ``paper`` takes 64x64 frames.
+        architecture: ``compact``, for heights and widths of multiples of 16, or ``paper``, the published
+            one, for 64x64 frames.
     """
 
     frame: FrameSpec = field(default_factory=FrameSpec)
     latent_size: int = 32
-    architecture: Literal["paper"] = "paper"
+    architecture: Architecture = "compact"
 
     def __post_init__(self) -> None:
         if self.latent_size < 1:
             raise ValueError(f"latent_size must be >= 1, got {self.latent_size}")
-        if self.architecture != "paper":
-            raise ValueError(f"unknown architecture {self.architecture!r}, there is: paper")
-        if (self.frame.height, self.frame.width) != (64, 64):
-            raise ValueError(f"architecture 'paper' takes 64x64 frames, not {self.frame.shape}")
-
-
-class Encoder(nn.Module):
-    """float [B, C, 64, 64] -> mean and log-variance, each float [B, Z]."""
-
-    def __init__(self, config: FrameVAEConfig):
-        super().__init__()
-        channels = (config.frame.channels, 32, 64, 128, 256)
-        layers: list[nn.Module] = []
-        for c_in, c_out in itertools.pairwise(channels):
-            layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2), nn.ReLU()]
-        self.convs = nn.Sequential(*layers, nn.Flatten())
-        self.mean = nn.Linear(1024, config.latent_size)
-        self.logvar = nn.Linear(1024, config.latent_size)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.convs(images)
-        return self.mean(features), self.logvar(features)
-
-
-class Decoder(nn.Module):
-    """float [B, Z] -> float [B, C, 64, 64] in [0, 1]."""
-
-    def __init__(self, config: FrameVAEConfig):
-        super().__init__()
-        self.project = nn.Linear(config.latent_size, 1024)
-        self.deconvs = nn.Sequential(
-            nn.ConvTranspose2d(1024, 128, kernel_size=5, stride=2),
-            nn.ReLU(),
-            nn.ConvTranspose2d(128, 64, kernel_size=5, stride=2),
-            nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, kernel_size=6, stride=2),
-            nn.ReLU(),
-            nn.ConvTranspose2d(32, config.frame.channels, kernel_size=6, stride=2),
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(self.deconvs(self.project(z)[:, :, None, None]))
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {self.architecture!r}, there are: {', '.join(ARCHITECTURES)}")
+        size = self.frame.height, self.frame.width
+        if self.architecture == "paper" and size != (64, 64):
+            raise ValueError(f"architecture 'paper' takes 64x64 frames, not {self.frame.shape}; 'compact' takes others")
+        if self.architecture == "compact" and any(n % 16 for n in size):
+            raise ValueError(f"architecture 'compact' takes heights and widths of multiples of 16, not {size}")
 
 
 class FrameVAE(nn.Module):
@@ -124,8 +91,9 @@ class FrameVAE(nn.Module):
     def __init__(self, config: FrameVAEConfig | None = None):
         super().__init__()
         self.config = config or FrameVAEConfig()
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        encoder, decoder = ARCHITECTURES[self.config.architecture]
+        self.encoder = encoder(self.config.frame, self.latent_size)
+        self.decoder = decoder(self.config.frame, self.latent_size)
         self.register_buffer("noise_sd", torch.tensor(1.0))
         self.sha256 = ""
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -146,10 +114,15 @@ class FrameVAE(nn.Module):
         Without it the first steps push every pixel of a dark environment to black at once, far into
         the sigmoid's flat end, and small bright things may never come back.
         """
-        last = self.decoder.deconvs[-1]
-        assert isinstance(last, nn.ConvTranspose2d)
+        *_, last = (m for m in self.decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
         assert last.bias is not None
-        last.bias.copy_(torch.logit(colour.clamp(0.01, 0.99)))
+        logit = torch.logit(colour.clamp(0.01, 0.99)).to(self.device)
+        last.bias.copy_(logit.repeat_interleave(len(last.bias) // len(logit)))  # each channel's pixels of a patch
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
+        """images float [B, C, H, W] in [0, 1] and noise [B, Z] -> reconstructions of a sample, and the posterior."""
+        posterior = self.posterior(images)
+        return self.decoder(posterior.rsample(noise)), posterior
 
     def posterior(self, images: Tensor) -> DiagonalGaussian:
         """float [B, C, H, W] in [0, 1] -> q(z | x), in float32 under autocast too."""

@@ -1,0 +1,86 @@
+"""How well a codec predicts frames it has not seen: the ELBO, as comparisons need it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldvae.frames import to_unit
+from worldvae.measures.images import psnr
+from worldvae.vae import CHUNK, DiagonalGaussian, FrameVAE
+
+LEVEL = 1 / 255
+"""Distance between two values of a uint8 pixel in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Means over frames, one sample of each posterior.
+
+    Attributes:
+        elbo: nats per frame, beta 1, no floor, discretised Gaussian pixels.
+        bits_per_dim: the same as bits per pixel and channel, -elbo / (H W C ln 2).
+        kl: nats per frame.
+        psnr: dB.
+        sigma: the pixels' sd, fitted on training frames.
+    """
+
+    elbo: float
+    bits_per_dim: float
+    kl: float
+    psnr: float
+    sigma: float
+
+
+def discretised_gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: float) -> Tensor:
+    """-log P(pixel values | N(reconstruction, sigma^2)), summed over pixels: nats per frame [B].
+
+    A value's probability is the Gaussian's mass within half a level of it; that of 0 and 255 reaches to
+    infinity. So it is a real probability, and real bits (Salimans et al. 2017, for the logistic).
+
+    Args:
+        reconstruction, images: float [B, C, H, W] in [0, 1], images at uint8 levels.
+    """
+    reconstruction, images = reconstruction.double(), (images.double() / LEVEL).round() * LEVEL
+    upper = torch.where(images > 1 - LEVEL / 2, math.inf, (images + LEVEL / 2 - reconstruction) / sigma)
+    lower = torch.where(images < LEVEL / 2, -math.inf, (images - LEVEL / 2 - reconstruction) / sigma)
+    mirrored = upper + lower > 0  # the lower tail is where differences of cumulative probabilities are exact
+    upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
+    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
+    return -(log_upper + torch.log1p(-torch.exp(log_lower - log_upper))).flatten(1).sum(1)
+
+
+@torch.no_grad()
+def held_out_likelihood(vae: FrameVAE, train_frames: Tensor, held_out_frames: Tensor, seed: int = 0) -> Likelihood:
+    """The held-out ELBO, its sigma fitted on training frames (in closed form: their mean squared error).
+
+    Args:
+        train_frames, held_out_frames: uint8 [B, H, W, C].
+    """
+    generator = torch.Generator(vae.device).manual_seed(seed)
+    errors = [(made - images).square().mean((1, 2, 3)) for images, made, _ in _decoded(vae, train_frames, generator)]
+    sigma = math.sqrt(torch.cat(errors).mean().item())
+    nll, kl, mse = [], [], []
+    for images, made, posterior in _decoded(vae, held_out_frames, generator):
+        nll.append(discretised_gaussian_nll(made, images, sigma))
+        kl.append(posterior.kl().sum(-1))
+        mse.append((made - images).square().mean((1, 2, 3)))
+    elbo = -(torch.cat(nll).mean() + torch.cat(kl).mean()).item()
+    pixels = held_out_frames[0].numel()
+    quality = psnr(torch.cat(mse).mean().item())
+    return Likelihood(elbo, -elbo / (pixels * math.log(2)), torch.cat(kl).mean().item(), quality, sigma)
+
+
+def _decoded(
+    vae: FrameVAE, frames: Tensor, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor, DiagonalGaussian]]:
+    """Chunks of images, their reconstructions from a sample, and their posteriors."""
+    for chunk in frames.split(CHUNK):
+        images = to_unit(chunk.to(vae.device))
+        noise = torch.randn(len(chunk), vae.latent_size, generator=generator, device=vae.device)
+        made, posterior = vae(images, noise)
+        yield images, made, posterior

@@ -1,0 +1,125 @@
+"""The codec's networks: images to Gaussian parameters, codes to images. Knows nothing of files or training.
+
+``paper`` is World Models' (Ha & Schmidhuber 2018, appendix A.1). ``compact`` spends its arithmetic
+where it is needed: pixels meet it in patches of 4x4, and residual blocks work on small maps only.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor, nn
+
+from worldvae.frames import FrameSpec
+
+WIDTHS = (32, 64, 64)
+"""Channels of the compact encoder's maps at 1/4, 1/8 and 1/16 of the frame's size."""
+
+
+class PaperEncoder(nn.Module):
+    """float [B, C, 64, 64] -> mean and log-variance, each float [B, Z]."""
+
+    def __init__(self, frame: FrameSpec, latent_size: int):
+        super().__init__()
+        channels = (frame.channels, 32, 64, 128, 256)
+        layers: list[nn.Module] = []
+        for c_in, c_out in itertools.pairwise(channels):
+            layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2), nn.ReLU()]
+        self.convs = nn.Sequential(*layers, nn.Flatten())
+        self.mean = nn.Linear(1024, latent_size)
+        self.logvar = nn.Linear(1024, latent_size)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.convs(images)
+        return self.mean(features), self.logvar(features)
+
+
+class PaperDecoder(nn.Module):
+    """float [B, Z] -> float [B, C, 64, 64] in [0, 1]."""
+
+    def __init__(self, frame: FrameSpec, latent_size: int):
+        super().__init__()
+        self.project = nn.Linear(latent_size, 1024)
+        self.deconvs = nn.Sequential(
+            nn.ConvTranspose2d(1024, 128, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, kernel_size=6, stride=2),
+            nn.ReLU(),
+            nn.ConvTranspose2d(32, frame.channels, kernel_size=6, stride=2),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.deconvs(self.project(z)[:, :, None, None]))
+
+
+class Residual(nn.Module):
+    """x + 3x3 convolution of SiLU(x). Without normalisation, which cost time and gained nothing here."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, padding=1)
+        with torch.no_grad():
+            self.conv.weight.mul_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(nn.functional.silu(x))
+
+
+class CompactEncoder(nn.Module):
+    """float [B, C, H, W] -> mean and log-variance, each float [B, Z]; H and W are multiples of 16."""
+
+    def __init__(self, frame: FrameSpec, latent_size: int):
+        super().__init__()
+        quarter, eighth, sixteenth = WIDTHS
+        self.convs = nn.Sequential(
+            nn.Conv2d(frame.channels, quarter, kernel_size=4, stride=4),
+            nn.SiLU(),
+            nn.Conv2d(quarter, eighth, kernel_size=4, stride=2, padding=1),
+            Residual(eighth),
+            nn.SiLU(),
+            nn.Conv2d(eighth, sixteenth, kernel_size=4, stride=2, padding=1),
+            Residual(sixteenth),
+            nn.SiLU(),
+            nn.Flatten(),
+        )
+        self.posterior = nn.Linear(sixteenth * (frame.height // 16) * (frame.width // 16), 2 * latent_size)
+        with torch.no_grad():
+            self.posterior.weight[latent_size:].mul_(0.1)  # variances near 1 at first, whatever the frame
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.posterior(self.convs(images)).chunk(2, dim=-1)
+        return mean, logvar
+
+
+class CompactDecoder(nn.Module):
+    """float [B, Z] -> float [B, C, H, W] in [0, 1]: the encoder mirrored, its last patches a little richer."""
+
+    def __init__(self, frame: FrameSpec, latent_size: int):
+        super().__init__()
+        quarter, eighth, sixteenth = (48, *WIDTHS[1:])
+        self.map_shape = (frame.height // 16, frame.width // 16, sixteenth)
+        self.project = nn.Linear(latent_size, math.prod(self.map_shape))
+        self.deconvs = nn.Sequential(
+            Residual(sixteenth),
+            nn.SiLU(),
+            nn.ConvTranspose2d(sixteenth, eighth, kernel_size=4, stride=2, padding=1),
+            Residual(eighth),
+            nn.SiLU(),
+            nn.ConvTranspose2d(eighth, quarter, kernel_size=4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(quarter, 16 * frame.channels, kernel_size=1),
+            nn.PixelShuffle(4),
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.deconvs(self.project(z).unflatten(1, self.map_shape).permute(0, 3, 1, 2)))
+
+
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {
+    "paper": (PaperEncoder, PaperDecoder),
+    "compact": (CompactEncoder, CompactDecoder),
+}
