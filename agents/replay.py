@@ -1,4 +1,4 @@
-"""Transitions to learn from, again and again: a ring of tensors on the learner's device."""
+"""Transitions to learn from, again and again: a ring of rows on the learner's device."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class TransitionBatch:
 
 
 class Replay:
-    """The last ``capacity`` transitions, sampled uniformly with replacement."""
+    """The last ``capacity`` transitions, sampled uniformly with replacement.
+
+    A transition is one row, in the order of ``TransitionBatch``: one gather instead of five.
+    """
 
     def __init__(self, capacity: int, observation_size: int, action_size: int, device: torch.device):
-        self._capacity = capacity
-        self._device = device
-        widths = {"observations_t": observation_size, "actions_t": action_size, "observations_tp1": observation_size}
-        self._columns = {name: torch.zeros(capacity, width, device=device) for name, width in widths.items()}
-        self._columns |= {name: torch.zeros(capacity, device=device) for name in ("rewards_tp1", "continues")}
+        self._widths = (observation_size, action_size, 1, 1, observation_size)
+        self._rows = torch.zeros(capacity, sum(self._widths), device=device)
         self._added = 0
 
     def __len__(self) -> int:
-        return min(self._added, self._capacity)
+        return min(self._added, len(self._rows))
 
     def add(
         self,
@@ -52,29 +52,28 @@ class Replay:
         observations_tp1: NDArray[np.float32],
     ) -> None:
         """Adds M transitions (arrays with M rows); the oldest give way."""
-        rows = {
-            "observations_t": observations_t,
-            "actions_t": actions_t,
-            "rewards_tp1": rewards_tp1,
-            "continues": ~terminated,
-            "observations_tp1": observations_tp1,
-        }
-        at = (torch.arange(self._added, self._added + len(rewards_tp1)) % self._capacity).to(self._device)
-        for name, values in rows.items():
-            self._columns[name][at] = torch.as_tensor(values, dtype=torch.float32, device=self._device)
-        self._added += len(rewards_tp1)
+        columns = (observations_t, actions_t, rewards_tp1[:, None], ~terminated[:, None], observations_tp1)
+        rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32))
+        at = torch.arange(self._added, self._added + len(rows)) % len(self._rows)
+        self._rows[at.to(self._rows.device)] = rows.to(self._rows.device)
+        self._added += len(rows)
 
     def sample(self, batch_size: int, generator: torch.Generator) -> TransitionBatch:
         """B transitions. Raises ValueError from an empty replay."""
         if len(self) == 0:
             raise ValueError("the replay is empty: add transitions before sampling")
-        rows = torch.randint(len(self), (batch_size,), generator=generator, device=self._device)
-        return TransitionBatch(**{name: column[rows] for name, column in self._columns.items()})
+        at = torch.randint(len(self), (batch_size,), generator=generator, device=self._rows.device)
+        return self._batch(self._rows.index_select(0, at))
+
+    def _batch(self, rows: Tensor) -> TransitionBatch:
+        """Rows [B, 2 O + A + 2] as what they hold; a view."""
+        observations_t, actions_t, rewards_tp1, continues, observations_tp1 = rows.split(self._widths, dim=1)
+        return TransitionBatch(observations_t, actions_t, rewards_tp1[:, 0], continues[:, 0], observations_tp1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"added": self._added, "columns": {n: c[: len(self)] for n, c in self._columns.items()}}
+        return {"added": self._added, "columns": vars(self._batch(self._rows[: len(self)]))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._added = state["added"]
-        for name, rows in state["columns"].items():
-            self._columns[name][: len(rows)] = rows.to(self._device)
+        for name, column in vars(self._batch(self._rows[: len(self)])).items():
+            column.copy_(state["columns"][name])

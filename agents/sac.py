@@ -62,7 +62,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.expand(len(self.weights[0]), *x.shape)
         for weight, bias, norm in zip(self.weights, self.biases, self.norms, strict=False):
-            x = torch.relu(norm(torch.baddbmm(bias, x, weight)))
+            x = torch.relu_(norm(torch.baddbmm(bias, x, weight)))
         return torch.baddbmm(self.biases[-1], x, self.weights[-1])
 
 
@@ -152,7 +152,7 @@ class SAC:
         self.log_alpha = torch.tensor(math.log(config.initial_alpha), device=device, requires_grad=True)
         default = 0.3 * math.log(action_size) if discrete else -float(action_size)
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
-        groups = (self.actor.parameters(), self.critics.parameters(), [self.log_alpha])
+        groups = ([*self.actor.parameters(), self.log_alpha], self.critics.parameters())
         self.optimisers = [torch.optim.Adam(g, config.learning_rate, fused=True) for g in groups]
         self.generator = torch.Generator(device).manual_seed(seed)
 
@@ -162,8 +162,8 @@ class SAC:
         return self.actor.act(observations.to(self.device), self.generator if explore else None)
 
     def step(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Critics, then actor, then temperature, then targets; returns what to watch."""
-        actor_optimiser, critic_optimiser, alpha_optimiser = self.optimisers
+        """Critics, then actor and temperature, then targets; returns what to watch."""
+        actor_optimiser, critic_optimiser = self.optimisers
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
             value_tp1, _ = self.actor.soft_value(
@@ -174,15 +174,12 @@ class SAC:
         critic_loss = (q - target).square().mean(1).sum()
         _descend(critic_optimiser, critic_loss)
 
-        self.critics.requires_grad_(False)
         value, entropy = self.actor.soft_value(
             batch.observations_t, self._smallest(self.critics), alpha, self.generator
         )
-        _descend(actor_optimiser, -value.mean())
-        self.critics.requires_grad_(True)
-
         entropy = entropy.detach().mean()
-        _descend(alpha_optimiser, self.log_alpha * (entropy - self.target_entropy))
+        _descend(actor_optimiser, self.log_alpha * (entropy - self.target_entropy) - value.mean())
+
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.target_critics.parameters()), list(self.critics.parameters()), self.config.tau
@@ -223,7 +220,7 @@ class SAC:
 def _perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_in in (size_in, hidden):
-        layers += [nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.ReLU()]
+        layers += [nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.Linear(hidden, size_out))
 
 
@@ -232,6 +229,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step along the gradient of the optimiser's own parameters; no other is computed."""
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(inputs=optimiser.param_groups[0]["params"])
     optimiser.step()

@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Categorical, Independent, Normal, TanhTransform, TransformedDistribution
 
 from agents.replay import Replay, TransitionBatch
@@ -97,6 +98,37 @@ def test_the_temperature_steers_the_entropy_to_its_target():
         actions = torch.rand(128, 2) * 2 - 1
         metrics = sac.step(TransitionBatch(ones, actions, 1 - actions.square().sum(1), torch.zeros(128), ones))
     assert metrics["entropy"].item() == pytest.approx(-1, abs=0.5)
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_each_part_moves_along_the_gradient_of_its_own_loss_alone(discrete):
+    """Adam's first moment after one step is a tenth of the gradient: compared with the losses written out."""
+    sac = SAC(3, 2, discrete, SACConfig(hidden=16), 0, CPU)
+    before = copy.deepcopy(sac)
+    one, two, three = (torch.rand(8, n) for n in (3, 2, 3))
+    batch = TransitionBatch(one, nn.functional.one_hot(two.argmax(1)).float(), two[:, 0], two[:, 1].round(), three)
+    sac.step(batch)
+    noise, alpha = torch.Generator(), before.log_alpha.exp().detach()
+    noise.set_state(before.generator.get_state())
+
+    def value(critics, observations):
+        def q(_, a):
+            return critics(observations if discrete else torch.cat([observations, a], 1)).amin(0)
+
+        return before.actor.soft_value(observations, q, alpha, noise)
+
+    target = (batch.rewards_tp1 + 0.98 * batch.continues * value(before.critics, three)[0]).detach()
+    losses = sum((q - target).square().mean() for q in before._q_taken(batch))
+    critics = torch.autograd.grad(losses, list(before.critics.parameters()))
+    soft, entropy = value(sac.critics, one)
+    actor = torch.autograd.grad(-soft.mean(), list(before.actor.parameters()))
+    expected = {sac.log_alpha: entropy.detach().mean() - sac.target_entropy}
+    expected |= dict(zip(sac.critics.parameters(), critics, strict=True))
+    expected |= dict(zip(sac.actor.parameters(), actor, strict=True))
+    moved = {p: state["exp_avg"] for optimiser in sac.optimisers for p, state in optimiser.state.items()}
+    assert moved.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(moved[parameter], 0.1 * gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_a_restored_learner_takes_the_same_next_step():
