@@ -112,19 +112,22 @@ def world_model_config(latent_size: int, space: gymnasium.Space, config: Dynamic
 
 
 def negative_log_likelihood(
-    prediction: Prediction, z_tp1: Tensor, sequences: Sequences, reward_sd: Tensor
+    prediction: Prediction, z: Tensor, sequences: Sequences, reward_sd: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss in nats per step, and its parts: codes, reward (a Gaussian of the rewards' own sd), end."""
-    nll_z = -prediction.z_tp1.log_prob(z_tp1).sum(-1)
-    parts = {"nll": _mean(nll_z, sequences.seen_tp1)}
+    """The loss in nats per step, and its parts: codes, reward (a Gaussian of the rewards' own sd), end.
+
+    Args:
+        prediction: of the R real steps (``Sequences.real``).
+        z: codes of all frames, float32 [B, T+1, Z].
+    """
+    real = sequences.real
+    nll_z = -prediction.z_tp1.log_prob(real(z[:, 1:])).sum(-1)
+    parts = {"nll": _mean(nll_z, real(sequences.seen_tp1))}
     if prediction.reward_tp1 is not None:
-        error = (prediction.reward_tp1 - sequences.rewards_tp1) / reward_sd
-        parts["reward"] = _mean(0.5 * error.square(), sequences.valid)
+        parts["reward"] = 0.5 * ((prediction.reward_tp1 - real(sequences.rewards_tp1)) / reward_sd).square().mean()
     if prediction.termination is not None:
-        end = functional.binary_cross_entropy_with_logits(
-            prediction.termination, sequences.terminated, reduction="none"
-        )
-        parts["termination"] = _mean(end, sequences.valid)
+        end = real(sequences.terminated)
+        parts["termination"] = functional.binary_cross_entropy_with_logits(prediction.termination, end)
     loss = torch.stack(list(parts.values())).sum()
     return loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
 
@@ -151,8 +154,8 @@ class DynamicsLearner:
         z = draw(sequences.codes, self.generator)
         with autocast(self.device):
             h_tp1, _ = self.model.remember(z[:, :-1], sequences.a_t)
-            prediction = self.model.predict(self._dropout(h_tp1))
-        loss, parts = negative_log_likelihood(prediction, z[:, 1:], sequences, self.model.reward_moments[1])
+            prediction = self.model.predict(self._dropout(sequences.real(h_tp1)))
+        loss, parts = negative_log_likelihood(prediction, z, sequences, self.model.reward_moments[1])
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
@@ -162,8 +165,8 @@ class DynamicsLearner:
 
     def _dropout(self, h: Tensor) -> Tensor:
         """Srivastava et al. 2014, from the learner's own generator so that resuming is exact."""
-        kept = torch.rand(h.shape, generator=self.generator, device=h.device) >= self.config.dropout
-        return h * kept / (1 - self.config.dropout)
+        uniform = torch.rand(h.shape, generator=self.generator, device=h.device)
+        return h * uniform.ge_(self.config.dropout).div_(1 - self.config.dropout)
 
     def state_dict(self) -> dict[str, Any]:
         return {

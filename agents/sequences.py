@@ -27,6 +27,7 @@ class Sequences:
         a_t: float32 [B, T, A]
         rewards_tp1, terminated: float32 [B, T]
         valid: bool [B, T]; false where padded.
+        valid_at: int64 [R], where it is true among the B T steps.
         seen_tp1: bool [B, T]; false, too, where the frame after the step was blanked.
     """
 
@@ -35,7 +36,12 @@ class Sequences:
     rewards_tp1: Tensor
     terminated: Tensor
     valid: Tensor
+    valid_at: Tensor
     seen_tp1: Tensor
+
+    def real(self, x: Tensor) -> Tensor:
+        """The R real steps of x [B, T, ..] end to end, [R, ..]: nothing need be done for the padding."""
+        return x.flatten(0, 1).index_select(0, self.valid_at)
 
 
 class Trajectories:
@@ -67,6 +73,7 @@ class Trajectories:
             rewards_tp1=self.rewards[at[:, :-1]],
             terminated=self.terminated[at[:, :-1]],
             valid=there,
+            valid_at=torch.from_numpy(np.flatnonzero(valid)).to(self.device),  # found here, a GPU is not waited for
             seen_tp1=there & self.visible[at[:, 1:]],
         )
 

@@ -62,8 +62,9 @@ class Mixture:
     def log_prob(self, z: Tensor) -> Tensor:
         """log density of z [.., Z], in nats per latent [.., Z]."""
         standard = (z.unsqueeze(-1) - self.mean) * (-self.log_sd).exp()
-        log_normal = -0.5 * standard.square() - self.log_sd - 0.5 * math.log(2 * math.pi)
-        return torch.logsumexp(self.logits.log_softmax(-1) + log_normal, -1)
+        log_weights = self.logits - self.logits.logsumexp(-1, keepdim=True)  # log_softmax is slow over so few
+        joint = torch.addcmul(log_weights - self.log_sd, standard, standard, value=-0.5)
+        return joint.logsumexp(-1) - 0.5 * math.log(2 * math.pi)
 
     def expectation(self) -> Tensor:
         """The mean of each latent [.., Z], in closed form."""

@@ -68,8 +68,9 @@ def random_model() -> WorldModel:
 
 def loss_parts(model: WorldModel, z: torch.Tensor, sequences: Sequences) -> tuple[dict[str, float], list[torch.Tensor]]:
     """The loss's parts and the gradient of all weights."""
-    prediction, _ = model(z[:, :-1], sequences.a_t)
-    loss, parts = negative_log_likelihood(prediction, z[:, 1:], sequences, torch.tensor(2.0))
+    h_tp1, _ = model.remember(z[:, :-1], sequences.a_t)
+    prediction = model.predict(sequences.real(h_tp1))
+    loss, parts = negative_log_likelihood(prediction, z, sequences, torch.tensor(2.0))
     return {name: part.item() for name, part in parts.items()}, list(torch.autograd.grad(loss, model.parameters()))
 
 

@@ -65,6 +65,8 @@ def test_every_transition_comes_with_all_that_was_recorded_of_it(lengths, batch_
             assert s.seen_tp1[b, step] == episode.visible[t + 1]
             seen.append((e, t))
         assert not s.seen_tp1[~s.valid].any()
+        for x in (s.a_t, s.rewards_tp1, s.seen_tp1):
+            assert torch.equal(s.real(x), x[s.valid])
     assert sorted(seen) == [(e, t) for e, n in enumerate(lengths) for t in range(n)]
 
 
