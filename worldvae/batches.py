@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -117,7 +116,7 @@ Loaded = Iterator[tuple[Tensor, _Window]]
 
 def _resident(readers: _Readers, windows: Iterator[_Window], room: int, device: torch.device) -> Loaded:
     """Each window is the whole, which is read once."""
-    frames = readers.memory(room, device=device)
+    frames = readers.memory(room, device)
     readers.begin(sorted(readers.counts), frames)
     readers.wait()
     for window in windows:
@@ -127,7 +126,7 @@ def _resident(readers: _Readers, windows: Iterator[_Window], room: int, device: 
 def _prefetched(readers: _Readers, windows: Iterator[_Window], room: int, device: torch.device) -> Loaded:
     """Each window is read while the one before it is in use."""
     on_gpu = device.type != "cpu"
-    in_use, spare = readers.memory(room, device=device), readers.memory(room, pin_memory=on_gpu)
+    in_use, spare = readers.memory(room, device), readers.memory(room, CPU, pinned=on_gpu)
     ahead = next(windows)
     readers.begin(ahead.episodes, spare)
     while True:
@@ -160,10 +159,13 @@ class _Readers:
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="frames")
         self._reading: list[Future[None]] = []
 
-    def memory(self, room: int, **placed: Any) -> Tensor:
+    def memory(self, room: int, device: torch.device, pinned: bool = False) -> Tensor:
         """Uninitialised uint8 [frames, H, W, C]: room for so many, or for the longest episode, or for all."""
         frames = min(max(room, *self.counts.values()), sum(self.counts.values()))
-        return torch.empty((frames, *self.store.frame_spec.shape), dtype=torch.uint8, **placed)
+        shape = (frames, *self.store.frame_spec.shape)
+        if pinned or device.type != "cpu":
+            return torch.empty(shape, dtype=torch.uint8, device=device, pin_memory=pinned)
+        return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks the system for huge pages
 
     def begin(self, episodes: Sequence[int], into: Tensor) -> None:
         """Starts to lay the episodes' frames end to end."""
