@@ -6,6 +6,8 @@ import numpy as np
 
 from scripts import cli
 from scripts.run_folder import RunFolder
+from worldvae.devices import pick_device
+from worldvae.distributed import ALONE, World, joined
 from worldvae.fit import read_log
 from worldvae.pictures import codec_pictures
 from worldvae.rollouts import RolloutStore, split_episodes
@@ -15,10 +17,10 @@ from worldvae.vae import FrameVAE
 HEALTHY = "healthy: KL well above 1 nat, PSNR above 24 dB, held-out close to training; a negative loss is no bug"
 
 
-def train(run: RunFolder, config: VAETrainingConfig) -> FrameVAE:
+def train(run: RunFolder, config: VAETrainingConfig, world: World = ALONE) -> FrameVAE:
     """Trains the codec on ``run``'s rollouts, prints its numbers and writes its pictures."""
     store = RolloutStore(run.rollouts)
-    vae = train_vae(store, config, run.vae)
+    vae = train_vae(store, config, run.vae, world)
     print(summary(run, config))
     _, held_out = split_episodes(len(store), config.held_out, config.seed)
     frames = np.concatenate([store.visible_frames(e)[::4] for e in held_out])
@@ -40,10 +42,17 @@ def summary(run: RunFolder, config: VAETrainingConfig) -> str:
 
 
 def main(run: cli.Run, config: cli.Flat[VAETrainingConfig] = VAETrainingConfig()) -> None:  # noqa: B008
-    """Train the frame VAE on RUN/rollouts; resumes, and writes RUN/vae and RUN/pictures."""
+    """Train the frame VAE on RUN/rollouts; resumes, and writes RUN/vae and RUN/pictures.
+
+    On several GPUs: torchrun --nproc-per-node 4 -m scripts.train_vae RUN --batch-size 128
+    """
     folder = RunFolder(run)
-    with folder.stage("train_vae"):
-        train(folder, config)
+    with joined(pick_device(config.device)) as world:
+        if world.leads:
+            with folder.stage("train_vae"):
+                train(folder, config, world)
+        else:
+            train_vae(RolloutStore(folder.rollouts), config, folder.vae, world)
 
 
 if __name__ == "__main__":

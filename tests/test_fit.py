@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from worldvae.checkpoint import load_tree
-from worldvae.devices import pick_device
 from worldvae.fit import FitConfig, fit, read_log
 
 
@@ -165,7 +164,11 @@ def test_a_time_limit_ends_training_with_a_log_entry_and_a_checkpoint(tmp_path):
     assert (tmp_path / "training.safetensors").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_a_missing_gpu_is_said_in_words():
-    with pytest.raises(ValueError, match="use --device cpu"):
-        pick_device("cuda")
+def test_a_process_that_does_not_lead_learns_the_same_and_writes_nothing(tmp_path):
+    leading, _ = train(tmp_path / "a")
+    following = Regression()
+    told = fit(following.step, following.batches, following, FitConfig(30, 5, 10), tmp_path / "b", leads=False)
+    assert told == []
+    assert not (tmp_path / "b").exists()
+    for ours, theirs in zip(leading.line.parameters(), following.line.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -34,8 +34,13 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device) -> torch.autocast:
+    """Multiplications in the device's ``precision``, sums and losses in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(device) == torch.bfloat16)
+
+
+def precision(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=_multiplies_bf16(device))
+    return torch.bfloat16 if _multiplies_bf16(device) else torch.float32
 
 
 @cache

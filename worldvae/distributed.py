@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +15,10 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+ANOTHER_DIED = (
+    "another process of this training died or was stopped: see what it said; "
+    "the same command goes on from the last checkpoint"
+)
 Module = TypeVar("Module", bound=nn.Module)
 PATIENCE = timedelta(hours=1)
 """How long a process waits for the others: one of them measures and writes files meanwhile."""
@@ -76,18 +81,21 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    signal.signal(signal.SIGTERM, _stopped)  # torchrun's, within milliseconds of another process's death
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size)
     except RuntimeError as error:
         if not _is_of_the_connection(error):
             raise
-        raise RuntimeError(
-            "another process of this training died or was stopped: see what it said; "
-            "the same command goes on from the last checkpoint"
-        ) from error
+        raise RuntimeError(ANOTHER_DIED) from error
     finally:
         dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _stopped(*_: object) -> None:
+    raise RuntimeError(ANOTHER_DIED)
 
 
 def _is_of_the_connection(error: RuntimeError) -> bool:

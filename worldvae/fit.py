@@ -186,6 +186,10 @@ def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> N
         for name, value in moments.items():
             if value.shape == parameter.shape:
                 moments[name] = torch.empty_like(parameter).copy_(value)
+    for group in optimiser.param_groups:
+        for name, value in group.items():
+            if isinstance(value, Tensor):  # a rate that lies beside the parameters
+                group[name] = value.to(group["params"][0].device)
 
 
 def _in_short(entry: Metrics) -> dict[str, str]:

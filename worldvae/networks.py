@@ -1,7 +1,7 @@
 """The codec's networks: images to Gaussian parameters, codes to images. Knows nothing of files or training.
 
 ``paper`` is World Models' (Ha & Schmidhuber 2018, appendix A.1). ``compact`` spends its arithmetic
-where it is needed: pixels meet it in patches of 4x4, and residual blocks work on small maps only.
+where it is needed: pixels meet it in patches of 4x4, and the decoder's residual blocks work on small maps.
 """
 
 from __future__ import annotations
@@ -79,10 +79,8 @@ class CompactEncoder(nn.Module):
             nn.Conv2d(frame.channels, quarter, kernel_size=4, stride=4),
             nn.SiLU(),
             nn.Conv2d(quarter, eighth, kernel_size=4, stride=2, padding=1),
-            Residual(eighth),
             nn.SiLU(),
             nn.Conv2d(eighth, sixteenth, kernel_size=4, stride=2, padding=1),
-            Residual(sixteenth),
             nn.SiLU(),
             nn.Flatten(),
         )
@@ -96,7 +94,7 @@ class CompactEncoder(nn.Module):
 
 
 class CompactDecoder(nn.Module):
-    """float [B, Z] -> float [B, C, H, W] in [0, 1]: the encoder mirrored, its last patches a little richer."""
+    """float [B, Z] -> float [B, C, H, W] in [0, 1]: the encoder mirrored, with residual blocks and richer patches."""
 
     def __init__(self, frame: FrameSpec, latent_size: int):
         super().__init__()

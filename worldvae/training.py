@@ -134,11 +134,11 @@ class VAELearner:
         self.vae = FrameVAE(vae_config).to(self.device)
         network = world.share(self.vae)
         self._network = torch.compile(network) if config.compile else network
-        on_gpu = self.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"  # there a graph must find the rate in memory
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
         self.optimiser = torch.optim.Adam(
             self.vae.parameters(),
-            torch.tensor(config.learning_rate) if on_gpu else config.learning_rate,
+            torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate,
             betas=(0.9, 0.95),
             fused=True,
             capturable=on_gpu,

@@ -22,8 +22,8 @@ from worldvae.networks import ARCHITECTURES
 
 Architecture = Literal["compact", "paper"]
 KIND = "frame-vae"
-CHUNK = 256
-"""Frames encoded or decoded at once: bounds memory, and larger is not faster."""
+CHUNK = {"cpu": 256, "cuda": 8192}
+"""Frames encoded or decoded at once, by device: bounds memory, and larger is not faster."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class FrameVAE(nn.Module):
             TypeError: not uint8. ValueError: another frame shape.
         """
         flat, lead = self._flat(frames)
-        parts = [self.posterior(to_unit(chunk.to(self.device))) for chunk in flat.split(CHUNK)]
+        parts = [self.posterior(to_unit(chunk.to(self.device))) for chunk in flat.split(self._chunk)]
         shape = (*lead, self.latent_size)
         mean = torch.cat([p.mean for p in parts]).reshape(shape)
         return DiagonalGaussian(mean, torch.cat([p.logvar for p in parts]).reshape(shape))
@@ -155,7 +155,7 @@ class FrameVAE(nn.Module):
         if latents.shape[-1:] != (self.latent_size,):
             raise ValueError(f"latents must be [.., {self.latent_size}], got {tuple(latents.shape)}")
         flat = latents.reshape(-1, self.latent_size)
-        decoded = torch.cat([to_uint8(self.decoder(chunk)) for chunk in flat.split(CHUNK)])
+        decoded = torch.cat([to_uint8(self.decoder(chunk)) for chunk in flat.split(self._chunk)])
         frames = decoded.reshape(*latents.shape[:-1], *self.config.frame.shape)
         return frames if isinstance(z, Tensor) else frames.cpu().numpy()
 
@@ -173,7 +173,7 @@ class FrameVAE(nn.Module):
         """
         flat, lead = self._flat(frames)
         scores = []
-        for chunk in flat.split(CHUNK):
+        for chunk in flat.split(self._chunk):
             images = to_unit(chunk.to(self.device))
             posterior = self.posterior(images)
             error = (self.decoder(posterior.mean) - images).square().sum((1, 2, 3))
@@ -201,6 +201,10 @@ class FrameVAE(nn.Module):
             raise CheckpointError(f"{folder} does not hold a frame VAE this version can build: {error}") from error
         vae.sha256 = header["sha256"]
         return vae.to(device).eval()
+
+    @property
+    def _chunk(self) -> int:
+        return CHUNK.get(self.device.type, CHUNK["cpu"])
 
     def _flat(self, frames: NDArray[np.uint8] | Tensor) -> tuple[Tensor, tuple[int, ...]]:
         tensor = frames if isinstance(frames, Tensor) else torch.from_numpy(np.ascontiguousarray(frames))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
-from worldvae.vae import CHUNK, DiagonalGaussian, FrameVAE
+from worldvae.vae import DiagonalGaussian, FrameVAE
 
 LEVEL = 1 / 255
 """Distance between two values of a uint8 pixel in [0, 1]."""
@@ -79,7 +79,7 @@ def _decoded(
     vae: FrameVAE, frames: Tensor, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor, DiagonalGaussian]]:
     """Chunks of images, their reconstructions from a sample, and their posteriors."""
-    for chunk in frames.split(CHUNK):
+    for chunk in frames.split(256):
         images = to_unit(chunk.to(vae.device))
         noise = torch.randn(len(chunk), vae.latent_size, generator=generator, device=vae.device)
         made, posterior = vae(images, noise)

@@ -1,0 +1,90 @@
+"""What only a GPU can show: graphs replay what eager steps do, nothing waits for the host, codes agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.dots import record_dots
+from worldvae import FrameVAE, FrameVAEConfig, ObjectiveConfig, VAETrainingConfig, train_vae
+from worldvae.batches import frame_batches
+from worldvae.checkpoint import load_tree
+from worldvae.devices import out_of_memory_in_words
+from worldvae.training import VAELearner
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+CONFIG = VAETrainingConfig(
+    latent_size=4, objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=8, device="cuda", warm_up=5
+)
+CUDA = torch.device("cuda")
+
+
+def frames(count: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=generator).cuda()
+
+
+def losses(learner: VAELearner, steps: int, first: int = 0) -> list[float]:
+    return [learner.step(frames(32, seed=first + i))["loss"].item() for i in range(steps)]
+
+
+def learner() -> VAELearner:
+    return VAELearner(CONFIG, FrameVAEConfig(latent_size=4), steps=40)
+
+
+def test_captured_steps_learn_what_eager_steps_learn():
+    captured, eager = learner(), learner()
+    eager._learn = eager._gradient_step
+    assert losses(captured, 20) == pytest.approx(losses(eager, 20), rel=2e-2)  # bfloat16 over twenty steps
+
+
+def test_a_learner_restored_in_the_middle_goes_on_as_the_unbroken_one():
+    unbroken, begun, resumed = learner(), learner(), learner()
+    losses(unbroken, 10)
+    losses(begun, 10)
+    losses(resumed, 5, first=100)  # it has captured a graph of its own before
+    resumed.load_state_dict(begun.state_dict())
+    assert losses(resumed, 10, first=10) == pytest.approx(losses(unbroken, 10, first=10), rel=2e-2)
+    rates = [group["lr"].item() for group in resumed.optimiser.param_groups]
+    assert rates == [group["lr"].item() for group in unbroken.optimiser.param_groups]
+    assert all(group["lr"].is_cuda for group in resumed.optimiser.param_groups)
+
+
+def test_a_step_never_waits_for_the_host():
+    trained, batch = learner(), frames(32)
+    for _ in range(6):  # warm-up, capture, replay
+        trained.step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            trained.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_batches_are_the_cpus_and_lie_on_the_gpu(tmp_path):
+    store = record_dots(tmp_path, episodes=8)
+    for budget in (4 << 30, 400_000):  # all at once, and in windows
+        streams = [
+            frame_batches(store, range(8), 16, 0, budget_bytes=budget, device=d) for d in (torch.device("cpu"), CUDA)
+        ]
+        for _ in range(30):
+            on_cpu, on_gpu = map(next, streams)
+            assert on_gpu.is_cuda
+            assert torch.equal(on_gpu.cpu(), on_cpu)
+
+
+def test_a_codec_trained_on_the_gpu_is_good_and_gives_the_cpus_codes(tmp_path):
+    store = record_dots(tmp_path / "rollouts", episodes=24)
+    vae = train_vae(store, CONFIG, tmp_path / "vae")
+    some = store.visible_frames(0)
+    on_cpu = FrameVAE.load(tmp_path / "vae").encode(some).mean
+    torch.testing.assert_close(vae.encode(some).mean.cpu(), on_cpu, atol=2e-2, rtol=2e-2)  # TF32 convolutions
+    assert load_tree(tmp_path / "vae" / "training.safetensors")["step"] > 0
+
+
+def test_memory_that_the_gpu_does_not_have_is_said_in_words():
+    with pytest.raises(RuntimeError, match="out of GPU memory: lower batch_size"):  # noqa: SIM117
+        with out_of_memory_in_words("lower batch_size"):
+            torch.empty(1 << 44, dtype=torch.uint8, device="cuda")
