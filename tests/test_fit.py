@@ -172,3 +172,17 @@ def test_a_process_that_does_not_lead_learns_the_same_and_writes_nothing(tmp_pat
     assert not (tmp_path / "b").exists()
     for ours, theirs in zip(leading.line.parameters(), following.line.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_the_stream_of_batches_is_closed_when_training_stops(tmp_path):
+    model, closed = Regression(stop_at=3), []
+
+    def batches(start):
+        try:
+            yield from model.batches(start)
+        finally:
+            closed.append(start)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model.step, batches, model, FitConfig(30, 5, 10), tmp_path)
+    assert closed == [0]

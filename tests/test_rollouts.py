@@ -157,6 +157,16 @@ def test_a_damaged_mask_is_told_at_the_latest_when_frames_are_read(tmp_path: Pat
     file.write_bytes(whole)
 
 
+def test_a_mask_damaged_until_it_hides_all_is_told_when_frames_are_counted(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.append(episode(0))
+    file = store.episodes.file(0)
+    head, mask, tail = file.read_bytes().rpartition(bytes([1, 1, 1, 1, 0]))
+    file.write_bytes(head + bytes(len(mask)) + tail)
+    with pytest.raises(DamagedEpisode, match="episode-000000"):
+        RolloutStore(tmp_path).visible_counts([0])
+
+
 def test_a_missing_mask_is_told_by_the_files_name(tmp_path: Path) -> None:
     store = create(tmp_path)
     store.append(episode(0))

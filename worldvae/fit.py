@@ -142,6 +142,7 @@ def fit(
             raise
         finally:
             bar.close()
+            getattr(stream, "close", bool)()  # its threads and environments end here, not when it is forgotten
         save(done)
         return log.entries if log is not None else []
 

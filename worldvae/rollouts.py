@@ -177,9 +177,14 @@ class RolloutStore:
     def visible_counts(self, episodes: Iterable[int]) -> list[int]:
         """How many frames of each episode are visible, told without reading frames.
 
-        Unverified: a damaged mask is found when the frames are read. Raises DamagedEpisode where there is none.
+        A damaged mask is found when the frames are read, or here where it hides them all. Raises DamagedEpisode.
         """
-        return [int(np.count_nonzero(self.episodes.peek(self.indices[i], "visible"))) for i in episodes]
+        indices = [self.indices[i] for i in episodes]
+        counts = [int(np.count_nonzero(self.episodes.peek(index, "visible"))) for index in indices]
+        for index, count in zip(indices, counts, strict=True):
+            if count == 0:
+                self.episodes.read(index)  # which verifies
+        return counts
 
     def header(self, i: int) -> dict[str, Any]:
         """Length, seed, policy, ends and env steps of the i-th episode, without its frames."""
