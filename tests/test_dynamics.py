@@ -207,7 +207,7 @@ def dots(tmp_path_factory) -> tuple[Path, LatentStore]:
     run = tmp_path_factory.mktemp("run")
     rollouts = record_dots(run / "rollouts", episodes=24, env_kwargs={"target": 12.0})
     objective = ObjectiveConfig(sigma=0.1, free_bits=0.0)
-    vae = train_vae(rollouts, VAETrainingConfig(4, objective, passes=2, batch_size=32, device="cpu"), run / "vae")
+    vae = train_vae(rollouts, VAETrainingConfig(4, objective=objective, passes=10, device="cpu"), run / "vae")
     return run, encode(rollouts, vae, run / "latents")
 
 

@@ -51,7 +51,7 @@ def pipeline(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     store = record_dots(folder / "rollouts", episodes=40, env_id=request.param, env_kwargs=MIDDLE)
     objective = ObjectiveConfig(sigma=0.1, free_bits=0.0)
-    vae = train_vae(store, VAETrainingConfig(8, objective, passes=10, batch_size=32, device="cpu"), folder / "vae")
+    vae = train_vae(store, VAETrainingConfig(8, objective=objective, passes=10, device="cpu"), folder / "vae")
     return request.param, folder, vae, encode(store, vae, folder / "latents")
 
 
