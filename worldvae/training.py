@@ -35,6 +35,7 @@ class VAETrainingConfig:
         passes: how often each training frame is seen.
         batch_size: frames a step.
         learning_rate: Adam's at its highest, after ``warm_up`` steps; it then falls to nothing in a line.
+            ``paper`` wants about 1e-3.
         warm_up: steps; at most a fifth of all.
         colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
             the target stays as it was, so codes learn to ignore shades (another renderer's, say).
