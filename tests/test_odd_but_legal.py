@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,14 +245,27 @@ def test_grey_colour_and_oblong_screens_become_frames_and_codes(tmp_path, screen
     assert vae.decode(latents[0].mean).shape == (4, 64, 64, channels)
 
 
-def test_oblong_frames_are_kept_and_the_codec_says_what_it_takes(tmp_path):
+def test_oblong_frames_are_kept_and_go_all_the_way(tmp_path):
     spec = FrameSpec(48, 80, crop=(1, 2, 3, 0))
     store = collected(tmp_path / "rollouts", spec, length=3, screen=(30, 50, 3))
     assert RolloutStore(tmp_path / "rollouts").frame_spec == spec
     first, _ = DotEnv(screen=(30, 50, 3)).reset(seed=0)
     np.testing.assert_array_equal(store[0].frames[0], to_frames(first, spec))
-    with pytest.raises(ValueError, match=r"'paper' takes 64x64 frames, not \(48, 80, 3\)"):
-        train_vae(store, FEW_STEPS, tmp_path / "vae")
+    vae, latents = the_way_on(store, tmp_path)
+    assert vae.decode(latents[0].mean).shape == (4, 48, 80, 3)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "words"),
+    [
+        ("paper", (48, 80), r"'paper' takes 64x64 frames, not \(48, 80, 3\)"),
+        ("compact", (50, 80), r"'compact' takes heights and widths of multiples of 16, not \(50, 80\)"),
+    ],
+)
+def test_frames_that_a_codec_does_not_take_are_kept_and_it_says_what_it_takes(tmp_path, architecture, size, words):
+    store = collected(tmp_path / "rollouts", FrameSpec(*size), length=3, screen=(30, 50, 3))
+    with pytest.raises(ValueError, match=words):
+        train_vae(store, replace(FEW_STEPS, architecture=architecture), tmp_path / "vae")
 
 
 @pytest.mark.parametrize("kind", ["uniform", "correlated"])
