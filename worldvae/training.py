@@ -44,7 +44,7 @@ class VAETrainingConfig:
         device: cpu, cuda, or auto.
         budget_gib: memory for frames; where they take more, windows of them are read ahead (GPU: all of
             them stay on it where they fit).
-        compile: let torch.compile fuse the networks: a minute or more at first, for long trainings.
+        compile: let torch.compile fuse the networks: for long trainings on a GPU; on a CPU it did not pay.
     """
 
     latent_size: int = 32
