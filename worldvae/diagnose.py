@@ -69,11 +69,11 @@ class Diagnosis:
     psnr_objects: float | None = _number("dB", low=18)
     objects_lost: float | None = _number("of objects", high=0.2)
     ssim: float = _number(low=0.8)
-    sharpness: float = _number(low=0.5, high=1.5)
+    sharpness: float = _number(low=0.3, high=1.5)
     elbo: float = _number("nats")
     iwae: float = _number("nats")
-    bits_per_dim: float = _number("bits", high=5)
-    sigma: float = _number("of 1", high=0.1)
+    bits_per_dim: float = _number("bits", high=6.2)
+    sigma: float = _number("of white", high=0.1)
     kl: float = _number("nats", low=1)
     mutual_information: float = _number("nats", low=1)
     mutual_information_limit: float = _number("nats")
@@ -95,6 +95,120 @@ class Diagnosis:
 
 NUMBERS = {each.name: each.metadata for each in fields(Diagnosis) if each.metadata}
 """Of each single number its ``unit`` and ``healthy`` range (lowest, highest)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A number whose leaving its healthy range means something.
+
+    Attributes:
+        verdict: what the state is called.
+        number: of ``Diagnosis``.
+        says: a sentence in which {value} and {limit}, the end of the range, are put.
+        remedy: what to do.
+        explains: verdicts that follow from this one, and are not given beside it.
+    """
+
+    verdict: str
+    number: str
+    says: str
+    remedy: str
+    explains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is wrong, by which number and threshold, and what to do."""
+
+    name: str
+    number: str
+    value: float
+    threshold: float
+    says: str
+    remedy: str
+
+
+_OF_CODES = ("objects dropped", "prior mismatch", "dead dimensions", "saturated dimensions")
+RULES = (
+    Rule(
+        "black frames",
+        "black",
+        "{value:.0%} of the frames are black (healthy: at most {limit:.0%}), and no codec learns from those",
+        "look at the recorded frames: a missing display, a crop that cuts all off, or screens that the "
+        "environment blanks; record them again",
+        ("constant frames", "collapsed", "under-trained", *_OF_CODES),
+    ),
+    Rule(
+        "constant frames",
+        "constant",
+        "{value:.0%} of the frames show one single colour (healthy: at most {limit:.0%})",
+        "look at the recorded frames: the crop, the key, or an environment that does not render",
+        ("collapsed", "under-trained", *_OF_CODES),
+    ),
+    Rule(
+        "collapsed",
+        "kl",
+        "codes carry {value:.2g} nats a frame (healthy: at least {limit:g}): whatever the frame, the decoder "
+        "paints the same one",
+        "lower beta (1 is the ELBO), lower sigma (0.1, or 'optimal') so that pixels count against the KL, or warm "
+        "the KL up",
+        ("under-trained", *_OF_CODES),
+    ),
+    Rule(
+        "under-trained",
+        "psnr_gain",
+        "decoded frames are {value:.1f} dB better than the mean frame (healthy: at least {limit:g} dB)",
+        "train for more passes; if the loss no longer falls, lower sigma or take more latents",
+        _OF_CODES,
+    ),
+    Rule(
+        "objects dropped",
+        "objects_lost",
+        "{value:.0%} of small or moving things are painted over with background (healthy: at most {limit:.0%})",
+        "lower sigma (0.1, or 'optimal'), weigh pixels by motion or the worst ones up, or train longer",
+    ),
+    Rule(
+        "prior mismatch",
+        "prior_gap",
+        "codes lie {value:.2g} nats a latent from the prior (healthy: at most {limit:g}): frames decoded from "
+        "samples of it will be garbage",
+        "raise beta or sigma, so that codes fill the prior; a plain autoencoder has no prior to sample from",
+    ),
+    Rule(
+        "saturated dimensions",
+        "saturated",
+        "{value:g} latents often lie beyond 4 sd of the prior (healthy: {limit:g}), where no sample falls",
+        "raise beta or sigma, or take more latents",
+    ),
+    Rule(
+        "dead dimensions",
+        "dead",
+        "{value:.0%} of the latents are the same for all frames (healthy: at most {limit:.0%})",
+        "take fewer latents, or lower beta or sigma if something is missing from the frames",
+    ),
+    Rule(
+        "train/held-out gap",
+        "psnr_gap",
+        "training frames are painted {value:.1f} dB better than held-out ones (healthy: at most {limit:g} dB)",
+        "record more episodes, or train for fewer passes",
+    ),
+)
+HEALTHY = "healthy: every number that has a verdict is in its range"
+
+
+def verdicts(diagnosis: Diagnosis) -> list[Verdict]:
+    """What is wrong with the codec, gravest first; nothing where it is healthy."""
+    given: list[Verdict] = []
+    explained: set[str] = set()
+    for rule in RULES:
+        value, (low, high) = getattr(diagnosis, rule.number), NUMBERS[rule.number]["healthy"]
+        if value is None or low <= value <= high or rule.verdict in explained:
+            continue
+        limit = low if value < low else high
+        says = rule.says.format(value=value, limit=limit)
+        given.append(Verdict(rule.verdict, rule.number, value, limit, says, rule.remedy))
+        explained.update(rule.explains)
+    return given
 
 
 def diagnose(
