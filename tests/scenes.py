@@ -1,4 +1,4 @@
-"""Drawn episodes without an environment: a wide bar that slides, and a small dot that wanders; their state is known."""
+"""Drawn episodes without an environment: a wide bar that slides, and a dot that wanders; their state is known."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ SIDE = 32
 """Height and width of a frame in pixels."""
 
 
-def scene_episode(seed: int, steps: int = 31, dot: int = 2) -> tuple[Episode, dict[str, NDArray[np.float64]]]:
-    """One episode, and the columns and rows of bar and dot in each of its frames [T+1].
-
-    Args:
-        dot: its side in pixels.
-    """
+def scene_episode(seed: int, dot: int, steps: int = 31) -> tuple[Episode, dict[str, NDArray[np.float64]]]:
+    """One episode, and the columns of bar and dot in each of its frames [T+1]; ``dot`` is its side in pixels."""
     random = np.random.default_rng(seed)
     bar = 10 + 6 * np.sin(random.uniform(0, 6.3) + 0.4 * np.arange(steps + 1))
-    walk = random.uniform(2, SIDE - 4, 2) + random.normal(0, 2, (steps + 1, 2)).cumsum(0)
-    x, y = np.abs((walk - 1) % (2 * (SIDE - 4)) - (SIDE - 4)).T + 1  # mirrored at the edges
+    walk = random.uniform(0, SIDE) + random.normal(0, 2, steps + 1).cumsum()
+    x = np.abs((walk - 1) % (2 * (SIDE - 8)) - (SIDE - 8)) + 1  # mirrored at the edges
     frames = np.full((steps + 1, SIDE, SIDE, 3), 25, np.uint8)
     for t, frame in enumerate(frames):
-        left, column, row = round(bar[t]), round(x[t]), round(y[t])
+        left, column = round(bar[t]), round(x[t])
         frame[:, left : left + 10] = (60, 90, 200)
-        frame[row : row + dot, column : column + dot] = 255
+        frame[20 : 20 + dot, column : column + dot] = 255
     actions, rewards, visible = np.zeros((steps, 1), np.float32), np.zeros(steps, np.float32), np.ones(steps + 1, bool)
-    return Episode(frames, actions, rewards, visible, False, True, seed), {"bar": bar, "dot x": x, "dot y": y}
+    return Episode(frames, actions, rewards, visible, False, True, seed), {"bar": bar, "dot": x}
 
 
-def scene_store(folder: Path, episodes: int = 24, dot: int = 2) -> tuple[RolloutStore, dict[str, NDArray[np.float64]]]:
+def scene_store(folder: Path, episodes: int, dot: int) -> tuple[RolloutStore, dict[str, NDArray[np.float64]]]:
     """A store of such episodes, and their state for all its frames end to end."""
-    spec, actions = FrameSpec(SIDE, SIDE), Box(-1, 1, (1,), np.float32)
-    store = RolloutStore.create(folder, env_id="tests/Scene", frame_spec=spec, action_space=actions)
-    drawn = [scene_episode(seed, dot=dot) for seed in range(episodes)]
+    store = empty_store(folder)
+    drawn = [scene_episode(seed, dot) for seed in range(episodes)]
     for episode, _ in drawn:
         store.append(episode)
-    return store, {name: np.concatenate([state[name] for _, state in drawn]) for name in drawn[0][1]}
+    return store, {name: np.concatenate([state[name] for _, state in drawn]) for name in ("bar", "dot")}
+
+
+def empty_store(folder: Path) -> RolloutStore:
+    spec, actions = FrameSpec(SIDE, SIDE), Box(-1, 1, (1,), np.float32)
+    return RolloutStore.create(folder, env_id="tests/Scene", frame_spec=spec, action_space=actions)
