@@ -1,7 +1,8 @@
-"""A store -> some of its frames in runs of neighbours: what measures look at, which training's shuffled batches hide."""
+"""A store -> some of its frames in runs of neighbours, for measures that look at what moves."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,7 @@ class Clips:
     def runs(self) -> list[slice]:
         """The rows of each run."""
         cuts = [0, *(np.flatnonzero(np.diff(self.episode)) + 1).tolist(), len(self.episode)]
-        return [slice(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
 def clips(store: RolloutStore, episodes: Sequence[int], most: int = 2048, seed: int = 0) -> Clips:

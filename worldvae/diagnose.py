@@ -7,8 +7,8 @@ that says so, and a remedy. Knows nothing of how the codec was trained.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from worldvae.frames import Frames
 from worldvae.measures import images
 from worldvae.measures.latents import active_units, change, kl_split, prior_gap, saturated_units, statistics
 from worldvae.measures.likelihood import held_out_likelihood, importance_weighted_bound, log_weights
-from worldvae.measures.probes import Probe, probe
+from worldvae.measures.probes import Probe
 from worldvae.vae import DiagonalGaussian, FrameVAE
 
 IWAE_SAMPLES = 64
@@ -32,7 +32,7 @@ def _number(unit: str = "", low: float = -math.inf, high: float = math.inf) -> A
     return field(metadata={"unit": unit, "healthy": (low, high)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     """What is known of a codec, on frames that it was not trained on. None: cannot be told.
 
@@ -215,8 +215,8 @@ def diagnose(
     vae: FrameVAE,
     held_out: Clips,
     train: Clips | None = None,
-    states: Mapping[str, NDArray[Any]] | None = None,
     masks: NDArray[np.bool_] | None = None,
+    probes: Mapping[str, Probe] | None = None,
     seed: int = 0,
 ) -> Diagnosis:
     """Measures a codec.
@@ -225,8 +225,8 @@ def diagnose(
         held_out: frames that it was not trained on.
         train: frames that it was; without them the gap to held-out frames is not known, and the pixels'
             sigma is fitted on held-out ones.
-        states: what is known of each held-out frame, name -> [B]; fits probes (needs scikit-learn).
         masks: bool [B, H, W], the pixels of the objects that matter in each held-out frame.
+        probes: what is read from the codes, by ``measures.probes.probe``; told with the rest.
     """
     posterior = vae.encode(held_out.frames)
     codes = DiagonalGaussian(posterior.mean.cpu(), posterior.logvar.cpu())
@@ -239,7 +239,7 @@ def diagnose(
         psnr_gap=gap,
         **likelihood_numbers(vae, held_out.frames, (train or held_out).frames, seed),
         **code_numbers(codes, held_out, seed),
-        probes=probe(codes.mean.numpy(), states, held_out.episode, seed) if states else {},
+        probes=dict(probes or {}),
     )
 
 
@@ -332,3 +332,39 @@ def _psnr_on(error: NDArray[np.float32], mask: NDArray[np.bool_]) -> float | Non
 
 def _told(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def range_in_words(number: str) -> str:
+    """The healthy range of a number of ``Diagnosis``; empty where any value may be healthy."""
+    low, high = NUMBERS[number]["healthy"]
+    if math.isinf(low) and math.isinf(high):
+        return ""
+    if math.isinf(high):
+        return f"at least {low:g}"
+    return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+def as_json(diagnosis: Diagnosis, given: Sequence[Verdict]) -> dict[str, Any]:
+    """All of it as JSON values; null where there is no number."""
+    numbers = {
+        name: {
+            "value": _finite(getattr(diagnosis, name)),
+            "unit": about["unit"],
+            "healthy": [_finite(end) for end in about["healthy"]],
+        }
+        for name, about in NUMBERS.items()
+    }
+    each = {name: getattr(diagnosis, f"{name}_of") for name in ("kl", "mean", "sd", "change")}
+    return {
+        "verdicts": [asdict(verdict) for verdict in given],
+        "numbers": numbers,
+        "latents": {name: [_finite(value) for value in values.tolist()] for name, values in each.items()},
+        "probes": {
+            name: {"linear": p.linear, "mlp": p.mlp, "alone": [_finite(r) for r in p.alone.tolist()]}
+            for name, p in diagnosis.probes.items()
+        },
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

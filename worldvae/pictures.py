@@ -9,9 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from worldvae.checkpoint import CheckpointError, write_atomically
 from worldvae.frames import Frames
+from worldvae.measures.images import squared_error
 from worldvae.vae import FrameVAE
 
 GAP = 2
@@ -67,6 +69,39 @@ def traversals(vae: FrameVAE, frames: Frames, columns: int = 9, most: int = 12) 
     for row, latent in enumerate(ranked):
         codes[row, :, latent] = np.linspace(-3, 3, columns)
     return grid(vae.decode(codes))
+
+
+def error_maps(made: Frames, real: Frames, white: float = 0.25) -> Frames:
+    """Where frames [K, H, W, C] are wrong, uint8 [K, H, W, 3]: black is right, and errors of ``white`` (in [0, 1])
+    and more are the brightest."""
+    error = np.sqrt(squared_error(made, real)) / white
+    shades = (error.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.stack(
+        [cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for shade in shades]
+    )
+
+
+def marked(frames: Frames, masks: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 0, 255)) -> Frames:
+    """Frames [K, H, W, C] as RGB with the pixels of masks bool [K, H, W] in one colour."""
+    shown = np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames.copy()
+    shown[masks] = colour
+    return shown
+
+
+def labelled(image: Frames, labels: Sequence[str], width: int = 150) -> Frames:
+    """An image uint8 [h, w, 3] with a white margin to its left, and a label in it beside each row of a grid.
+
+    Args:
+        labels: one for each of the grid's rows, top down; a newline begins another line.
+        width: of the margin, pixels.
+    """
+    margin = np.full((len(image), width, 3), 255, np.uint8)
+    tall = (len(image) - GAP) / len(labels)
+    for row, label in enumerate(labels):
+        for line, text in enumerate(label.split("\n")):
+            place = (6, round(row * tall + 20 + 16 * line))
+            cv2.putText(margin, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.concatenate([margin, image], axis=1)
 
 
 def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -103,11 +104,11 @@ def lost_share(made: Frames, real: Frames, background: Frames, masks: NDArray[np
         count += pieces - 1
     where = labels > 0
 
-    def totals(values: NDArray[np.float32] | None) -> NDArray[np.float64]:
-        return np.bincount(labels[where], None if values is None else values[where], count + 1)[1:]
+    def totals(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.bincount(labels[where], values[where].astype(np.float64), count + 1)[1:]
 
     error, missing = totals(squared_error(made, real)), totals(squared_error(background, real))
-    counted = totals(None) >= 2
+    counted = totals(where) >= 2
     return float((error > missing / 2)[counted].mean()) if counted.any() else math.nan
 
 

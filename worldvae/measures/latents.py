@@ -87,8 +87,12 @@ def kl_split(means: Tensor, logvars: Tensor, seed: int = 0) -> KLSplit:
     log_q_of_frame = _log_normal(z, means, logvars).sum(-1).double().mean()
     log_p = _log_normal(z, torch.zeros(()), torch.zeros(())).sum(-1).double().mean()
     log_q, log_marginals = (torch.cat(parts).double().mean() for parts in (aggregate, marginals))
-    parts = (log_q_of_frame - log_q, log_q - log_marginals, log_marginals - log_p)
-    return KLSplit(*(part.item() for part in parts), limit=math.log(count))
+    return KLSplit(
+        mutual_information=(log_q_of_frame - log_q).item(),
+        total_correlation=(log_q - log_marginals).item(),
+        dimension_wise=(log_marginals - log_p).item(),
+        limit=math.log(count),
+    )
 
 
 def prior_gap(means: Tensor, logvars: Tensor) -> float:

@@ -56,7 +56,8 @@ def log_weights(vae: FrameVAE, frames: Tensor, sigma: float, samples: int = 64, 
             noise = torch.randn(posterior.mean.shape, generator=generator, device=vae.device)
             z = posterior.rsample(noise)
             prior_over_posterior = 0.5 * (noise.square() - z.square() + posterior.logvar).double().sum(-1)
-            draws.append(prior_over_posterior - discretised_gaussian_nll(vae.decoder(z), images, sigma).flatten(1).sum(1))
+            nll = discretised_gaussian_nll(vae.decoder(z).double(), images.double(), sigma).flatten(1).sum(1)
+            draws.append(prior_over_posterior - nll)
         chunks.append(torch.stack(draws))
     return torch.cat(chunks, 1)
 

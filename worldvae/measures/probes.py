@@ -31,21 +31,17 @@ class Probe:
 def probe(
     codes: NDArray[np.float32], states: Mapping[str, NDArray[Any]], episodes: NDArray[np.int64], seed: int = 0
 ) -> dict[str, Probe]:
-    """Fits probes on 70% of the episodes and judges them on the others.
+    """Fits probes and judges them on episodes that they were not fitted on (five folds of whole episodes).
 
     Args:
         codes: posterior means float [B, Z].
         states: name -> float [B], one number a frame; NaN where it is not known. What does not vary is left out.
-        episodes: int [B], of which episode each frame is (whole episodes are held out).
+        episodes: int [B], of which episode each frame is (neighbouring frames are nearly equal, and would leak).
 
     Raises:
         ImportError: no scikit-learn.
-        ValueError: fewer than two episodes, or a state of another length.
+        ValueError: known in fewer than two episodes, or a state of another length.
     """
-    try:
-        from sklearn.model_selection import GroupShuffleSplit
-    except ImportError as error:
-        raise ImportError("probes need scikit-learn: pip install 'worldvae[measures]'") from error
     told = {}
     for name, values in states.items():
         values = np.asarray(values, np.float64)
@@ -55,30 +51,33 @@ def probe(
         z, y, groups = codes[known].astype(np.float64), values[known], episodes[known]
         if len(np.unique(groups)) < 2:
             raise ValueError(f"probes hold whole episodes out: {name!r} is known in {len(np.unique(groups))} of them")
-        train, test = next(GroupShuffleSplit(1, test_size=0.3, random_state=seed).split(z, groups=groups))
-        if min(y[train].std(), y[test].std()) > 1e-9 * max(1.0, float(np.abs(y).max())):
-            told[name] = _fitted(z, y, train, test, seed)
+        if np.ptp(y) > 1e-9 * np.abs(y).max():
+            told[name] = _judged(z, y, groups, seed)
     return told
 
 
-def _fitted(
-    z: NDArray[np.float64], y: NDArray[np.float64], train: NDArray[np.int64], test: NDArray[np.int64], seed: int
-) -> Probe:
-    from sklearn.compose import TransformedTargetRegressor
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LinearRegression, RidgeCV
-    from sklearn.neural_network import MLPRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _judged(z: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.int64], seed: int) -> Probe:
+    try:
+        from sklearn.compose import TransformedTargetRegressor
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LinearRegression, RidgeCV
+        from sklearn.metrics import r2_score
+        from sklearn.model_selection import GroupKFold, cross_val_predict
+        from sklearn.neural_network import MLPRegressor
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise ImportError("probes need scikit-learn: pip install 'worldvae[measures]'") from error
+    folds = list(GroupKFold(min(5, len(np.unique(groups)))).split(z, groups=groups))
 
-    def r2(model: Any, columns: slice) -> float:
+    def r2(model: Any, columns: slice = slice(None)) -> float:
         standardised = TransformedTargetRegressor(make_pipeline(StandardScaler(), model), transformer=StandardScaler())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is judged by R^2, converged or not
-            standardised.fit(z[train, columns], y[train])
-        return float(standardised.score(z[test, columns], y[test]))
+            return float(r2_score(y, cross_val_predict(standardised, z[:, columns], y, cv=folds)))
 
-    network = MLPRegressor((64, 64), early_stopping=True, max_iter=200, random_state=seed)
-    alone = [r2(LinearRegression(), slice(j, j + 1)) for j in range(z.shape[1])]
-    everything = slice(None)
-    return Probe(r2(RidgeCV(np.logspace(-3, 3, 7)), everything), r2(network, everything), np.array(alone))
+    return Probe(
+        linear=r2(RidgeCV(np.logspace(-3, 3, 7))),
+        mlp=r2(MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=200, random_state=seed)),
+        alone=np.array([r2(LinearRegression(), slice(j, j + 1)) for j in range(z.shape[1])]),
+    )
