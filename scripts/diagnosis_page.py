@@ -77,7 +77,7 @@ def _bars(left: Any, right: Any, told: Diagnosis) -> None:
     left.set(xlabel="latent, by KL (grey: dead)", ylabel="KL to the prior, nats per frame")
     right.axhspan(-1, 1, color="tab:green", alpha=0.15, label="prior")
     right.errorbar(range(len(order)), told.mean_of[order], told.sd_of[order], fmt="o", markersize=3, capsize=2)
-    right.set(xlabel="latent, by KL", ylabel="posterior means: mean ± sd over frames")
+    right.set(xlabel="latent, by KL", ylabel="code: mean ± sd over frames")
     right.legend(loc="upper right")
 
 

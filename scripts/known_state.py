@@ -102,9 +102,7 @@ def _same(store: RolloutStore, observation: Any, i: int, t: int) -> bool:
     return np.array_equal(to_frames(observation, store.frame_spec), store[i].frames[t])
 
 
-def from_file(
-    path: Path, store: RolloutStore, clips: Clips
-) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_] | None]:
+def from_file(path: Path, store: RolloutStore, seen: Clips) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_] | None]:
     """State of each frame of clips, name -> [B], and the objects' pixels bool [B, H, W] where the file has them.
 
     Args:

@@ -21,7 +21,8 @@ def psnr(mse: float) -> float:
 
 def squared_error(made: Frames, real: Frames) -> NDArray[np.float32]:
     """Each pixel's squared error, pixels in [0, 1], mean over channels: float32 [.., H, W] of uint8 [.., H, W, C]."""
-    return np.square((made.astype(np.float32) - real) / 255).mean(-1)
+    error: NDArray[np.float32] = np.square((made.astype(np.float32) - real) / 255).mean(-1)
+    return error
 
 
 def ssim(made: Frames, real: Frames) -> NDArray[np.float64]:
@@ -104,7 +105,7 @@ def lost_share(made: Frames, real: Frames, background: Frames, masks: NDArray[np
         count += pieces - 1
     where = labels > 0
 
-    def totals(values: NDArray[Any]) -> NDArray[np.float64]:
+    def totals(values: NDArray[Any]) -> NDArray[Any]:
         return np.bincount(labels[where], values[where].astype(np.float64), count + 1)[1:]
 
     error, missing = totals(squared_error(made, real)), totals(squared_error(background, real))
