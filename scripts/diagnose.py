@@ -52,7 +52,7 @@ def probed(
     return told
 
 
-def rate_distortion(
+def over_beta(
     store: RolloutStore, codec: Path, betas: Sequence[float], passes: float, seen: Clips
 ) -> list[dict[str, float]]:
     """A short training like the codec's for each beta, kept beside it: KL and PSNR on the frames."""
@@ -75,7 +75,9 @@ def training_like(codec: Path) -> VAETrainingConfig:
 
 
 def _training(codec: Path) -> dict[str, Any]:
-    return dict(read_json(codec / "config.json").get("training", {}))
+    """The summary of its training; empty where the codec was saved without, or copied without its config.json."""
+    file = codec / "config.json"
+    return dict(read_json(file).get("training", {})) if file.exists() else {}
 
 
 def show(told: Diagnosis) -> str:
@@ -98,7 +100,7 @@ def main(
     frames: int = 2048,
     state: Path | None = None,
     replay: bool = False,
-    betas: tuple[float, ...] = (),
+    rate_distortion: tuple[float, ...] = (),
     passes: float = 2.0,
     out: Path | None = None,
     seed: int = 0,
@@ -112,7 +114,7 @@ def main(
         state: safetensors with what is known of each frame: one row for each frame of the store's episodes
             end to end, by name; ``mask`` [frames, H, W] are the pixels of objects.
         replay: play the episodes again to know their state (CarRacing-v3, recorded by a Gymnasium backend).
-        betas: train a small codec for each of these, and draw rate against distortion.
+        rate_distortion: betas; a short training like CODEC's for each, and the curve of its rate and distortion.
         passes: of these trainings.
         seed: of the frames' choice and the samples.
     """
@@ -125,7 +127,7 @@ def main(
     probes = probed(vae, store, frames, replay, seen, states)
     told = diagnose(vae, seen, clips(store, train, frames, seed) if train else None, masks, probes, seed)
     given = verdicts(told)
-    curve = rate_distortion(store, codec, betas, passes, seen)
+    curve = over_beta(store, codec, rate_distortion, passes, seen)
     folder = out or codec
     folder.mkdir(parents=True, exist_ok=True)
     record = {**as_json(told, given), "rate_distortion": curve, "codec": vae.sha256, **cli.provenance()}

@@ -29,7 +29,7 @@ def page(
     curve: Sequence[dict[str, float]],
 ) -> bytes:
     """A PNG: the verdicts, each latent's KL and spread, frames as they are, decoded, wrong and moving, and
-    samples of the prior; with ``curve`` (of ``rate_distortion``) distortion against rate.
+    samples of the prior; with ``curve`` (of ``diagnose.over_beta``) distortion against rate.
 
     Raises ImportError without matplotlib.
     """

@@ -227,7 +227,7 @@ def test_the_command_prints_verdicts_and_writes_record_and_page_beside_the_codec
     store, state = scenes
     train_vae(store, replace(WELL, passes=1), tmp_path / "vae")
     safetensors.numpy.save_file(state, tmp_path / "state.safetensors")
-    done = command(tmp_path / "vae", store.path, "--state", tmp_path / "state.safetensors", "--betas", 0.5, 2,
+    done = command(tmp_path / "vae", store.path, "--state", tmp_path / "state.safetensors", "--rate-distortion", 0.5, 2,
                    "--passes", 0.1)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "UNDER-TRAINED" in done.stdout
