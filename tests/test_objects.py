@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -146,8 +147,6 @@ def test_take_covers_fireballs_are_told_where_they_burn():
 
 
 def test_a_sources_rollouts_come_with_the_objects_of_each_visible_frame(tmp_path: Path):
-    from dataclasses import replace
-
     source = replace(SOURCES["dots"], episodes=3, most_steps=30)
     store, objects = collect(source, tmp_path, seed=1)
     again, same = collect(source, tmp_path, seed=1)
