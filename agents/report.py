@@ -46,6 +46,7 @@ def write_report(run: Path) -> str:
         ("Film", _film(run / "pictures" / "film.webm", "real | reconstruction")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
+        ("Diagnosis of the codec", _diagnosis(run / "vae")),
         ("Latents", _image(_latent_bars(read_json(run / "latents" / "statistics.json")), "png")),
         ("Bytes per frame", _table(("stored as", "bytes", "PSNR dB"), _size_rows(run / "latents" / "sizes.json"))),
         ("The world model on held-out episodes", _forecasts(run / "dynamics" / "forecasts.json")),
@@ -151,6 +152,15 @@ def _codec_rows(evaluation: dict[str, Any]) -> list[tuple[str, str]]:
     vae = evaluation["config"]["vae"]
     names = ("latent_size", "frames", "passes", "held_out_reconstruction", "held_out_kl", "psnr", "active_units")
     return [(name.replace("_", " "), f"{vae[name]:.5g}") for name in names]
+
+
+def _diagnosis(codec: Path) -> str:
+    """The verdicts of ``scripts.diagnose``, and its page of pictures."""
+    if not (codec / "diagnosis.json").exists():
+        return "<p>not asked for: python -m scripts.diagnose CODEC ROLLOUTS</p>"
+    told = json.loads((codec / "diagnosis.json").read_text())["verdicts"]
+    words = [f"<b>{html.escape(v['name'])}</b>: {html.escape(v['says'])}. {html.escape(v['remedy'])}." for v in told]
+    return f"<p>{'<br>'.join(words) or 'healthy'}</p>" + _picture(codec / "diagnosis.png")
 
 
 def _size_rows(path: Path) -> list[tuple[str, str, str]]:

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from worldvae.measures.images import diversity, image_format_sizes, psnr
+from worldvae.measures.images import (
+    differing,
+    diversity,
+    image_format_sizes,
+    lost_share,
+    moving,
+    psnr,
+    sharpness,
+    squared_error,
+    ssim,
+)
 
 LOSSLESS = ("PNG", "WebP lossless")
 
@@ -102,3 +112,85 @@ def test_a_lossless_size_is_that_of_the_files() -> None:
     frames = smooth_frames(2, 1)
     sizes = [len(cv2.imencode(".png", frame)[1]) for frame in frames]
     assert image_format_sizes(frames)["PNG"][0] == np.mean(sizes)
+
+
+def noisy(frames: NDArray[np.uint8], sd: float, seed: int = 1) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(seed).normal(0, sd, frames.shape)
+    return (frames + noise).round().clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ssim_is_that_of_a_loop_over_windows(channels: int) -> None:
+    real = stretched(smooth_frames(2, channels))[:, :16, :14]
+    made = noisy(real, 20)
+    offsets = np.arange(-5, 6)
+    window = np.exp(-(offsets[:, None] ** 2 + offsets**2) / (2 * 1.5**2))
+    window /= window.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    for b in range(2):
+        values = []
+        for row in range(16 - 10):
+            for column in range(14 - 10):
+                for c in range(channels):
+                    x, y = (f[b, row : row + 11, column : column + 11, c].astype(float) for f in (made, real))
+                    mx, my = (window * x).sum(), (window * y).sum()
+                    vx, vy = (window * (x - mx) ** 2).sum(), (window * (y - my) ** 2).sum()
+                    cov = (window * (x - mx) * (y - my)).sum()
+                    luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1)
+                    values.append(luminance * (2 * cov + c2) / (vx + vy + c2))
+        assert ssim(made, real)[b] == pytest.approx(np.mean(values), abs=1e-9)
+    assert ssim(real, real) == pytest.approx([1, 1])
+
+
+def test_ssim_says_where_frames_are_too_small_for_its_window() -> None:
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(np.zeros((1, 10, 32, 3), np.uint8), np.zeros((1, 10, 32, 3), np.uint8))
+
+
+def test_blurred_frames_are_less_sharp_and_noisy_ones_more() -> None:
+    real = noisy(stretched(smooth_frames(4, 3)), 10, seed=3)
+    blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 1) for frame in real])
+    assert sharpness(real, real) == 1
+    assert sharpness(blurred, real) < 0.2
+    assert sharpness(noisy(real, 20), real) > 2
+    assert math.isnan(sharpness(real, np.zeros_like(real)))
+
+
+def laplacian_variance(frame: NDArray[np.uint8]) -> float:
+    f = np.pad(frame.astype(float), ((1, 1), (1, 1), (0, 0)), mode="reflect")  # OpenCV's border
+    return float((f[2:, 1:-1] + f[:-2, 1:-1] + f[1:-1, 2:] + f[1:-1, :-2] - 4 * f[1:-1, 1:-1]).var())
+
+
+def test_sharpness_is_the_ratio_of_laplacian_variances() -> None:
+    real, made = smooth_frames(3, 1), noisy(smooth_frames(3, 1), 3)
+    expected = np.mean([laplacian_variance(f) for f in made]) / np.mean([laplacian_variance(f) for f in real])
+    assert sharpness(made, real) == pytest.approx(expected, rel=1e-5)
+
+
+def test_squared_error_is_psnrs() -> None:
+    real, made = smooth_frames(2, 3), noisy(smooth_frames(2, 3), 5)
+    expected = np.square((made.astype(float) - real) / 255).mean(-1)
+    np.testing.assert_allclose(squared_error(made, real), expected, rtol=1e-5)
+
+
+def test_what_moved_differs_from_the_frame_before_and_nothing_has_in_the_first() -> None:
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    frames[0, 2, 2], frames[1, 2, 3, 1], frames[2, 2, 3, 1] = 255, 200, 210  # a shade's change is none
+    expected = np.zeros((3, 8, 8), bool)
+    expected[1, 2, 2:4] = True
+    assert (moving(frames) == expected).all()
+
+
+def test_objects_painted_over_with_background_are_lost_each_counting_once() -> None:
+    background = np.full((16, 16, 3), 40, np.uint8)
+    real = np.repeat(background[None], 2, 0)
+    real[0, 1:3, 1:3], real[0, 8:14, 4:14], real[1, 5:7, 5:7], real[1, 12, 12] = 255, 200, 255, 255
+    masks = differing(real, background)
+    made = real.copy()
+    made[0, 1:3, 1:3] = 40  # a small one is dropped, the large one is there
+    made[1] = noisy(real[1:], 10)[0]
+    made[1, 12, 12] = 40  # a single pixel is no object
+    assert lost_share(made, real, background, masks) == pytest.approx(1 / 3)
+    assert lost_share(real, real, background, masks) == 0
+    assert lost_share(np.repeat(background[None], 2, 0), real, background, masks) == 1
+    assert math.isnan(lost_share(real, real, background, np.zeros_like(masks)))

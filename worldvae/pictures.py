@@ -9,13 +9,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from worldvae.checkpoint import CheckpointError, write_atomically
 from worldvae.frames import Frames
+from worldvae.measures.images import squared_error
 from worldvae.vae import FrameVAE
 
 GAP = 2
 """White pixels between the cells of a grid."""
+CAPTION = 16
+"""Height of a line of text, pixels."""
 
 
 def grid(cells: Frames, scale: int = 2) -> Frames:
@@ -54,19 +58,79 @@ def interpolations(vae: FrameVAE, first: Frames, last: Frames, steps: int = 10) 
 
 
 def traversals(vae: FrameVAE, frames: Frames, columns: int = 9, most: int = 12) -> Frames:
-    """How each latent changes one frame.
+    """How each latent changes one frame: a row for each of ``most`` latents, as ``ranked`` says, from -3 to 3."""
+    latents, base = ranked(vae, frames)
+    return grid(vae.decode(moved(base, latents[:most], np.linspace(-3, 3, columns))))
 
-    A row for each of the ``most`` latents with the largest mean KL over ``frames`` [B, H, W, C],
-    largest first, moved from -3 to 3. The frame is the one at the upper quartile of KL: one that
-    shows more than most, and is no oddity.
+
+def ranked(vae: FrameVAE, frames: Frames) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The latents by mean KL over frames [B, H, W, C], largest first, int64 [Z]; and a code to move, float32 [Z].
+
+    That is of the frame at the upper quartile of KL: one that shows more than most, and is no oddity.
     """
     posterior = vae.encode(frames)
-    ranked = posterior.kl().mean(0).argsort(descending=True)[:most].cpu().numpy()
     base = posterior.mean[posterior.kl().sum(1).argsort()[len(frames) * 3 // 4]]
-    codes = base.cpu().numpy()[None, None].repeat(len(ranked), 0).repeat(columns, 1)
-    for row, latent in enumerate(ranked):
-        codes[row, :, latent] = np.linspace(-3, 3, columns)
-    return grid(vae.decode(codes))
+    return posterior.kl().mean(0).argsort(descending=True).cpu().numpy(), base.cpu().numpy()
+
+
+def moved(base: NDArray[np.float32], latents: NDArray[np.int64], values: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Codes float32 [L, V, Z]: ``base`` [Z] with one of ``latents`` [L] at a time at each of ``values`` [V]."""
+    codes = np.broadcast_to(base, (len(latents), len(values), len(base))).copy()
+    codes[np.arange(len(latents)), :, latents] = values
+    return codes
+
+
+def between(codes: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
+    """Points on the lines from each of the codes [K, Z] to the next and back to the first: float32 [K * steps, Z]."""
+    along = np.arange(steps, dtype=np.float32)[None, :, None] / steps
+    following = np.roll(codes, -1, axis=0)
+    return (codes[:, None] + (following - codes)[:, None] * along).reshape(-1, codes.shape[1])
+
+
+def error_maps(made: Frames, real: Frames, white: float = 0.25) -> Frames:
+    """Where frames [K, H, W, C] are wrong, uint8 [K, H, W, 3]: black is right, and errors of ``white`` (in [0, 1])
+    and more are the brightest."""
+    error = np.sqrt(squared_error(made, real)) / white
+    shades = (error.clip(0, 1) * 255).round().astype(np.uint8)
+    return np.stack(
+        [cv2.cvtColor(cv2.applyColorMap(shade, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB) for shade in shades]
+    )
+
+
+def marked(frames: Frames, masks: NDArray[np.bool_], colour: tuple[int, int, int] = (255, 0, 255)) -> Frames:
+    """Frames [K, H, W, C] as RGB with the pixels of masks bool [K, H, W] in one colour."""
+    shown = np.repeat(frames, 3, axis=-1) if frames.shape[-1] == 1 else frames.copy()
+    shown[masks] = colour
+    return shown
+
+
+def labelled(image: Frames, labels: Sequence[str], width: int = 150) -> Frames:
+    """An image uint8 [h, w, 3] with a white margin to its left, and a label in it beside each row of a grid.
+
+    Args:
+        labels: one for each of the grid's rows, top down; a newline begins another line.
+        width: of the margin, pixels.
+    """
+    margin = np.full((len(image), width, 3), 255, np.uint8)
+    tall = (len(image) - GAP) / len(labels)
+    for row, label in enumerate(labels):
+        for line, text in enumerate(label.split("\n")):
+            _write(margin, text, 6, round(row * tall + 20 + CAPTION * line))
+    return np.concatenate([margin, image], axis=1)
+
+
+def tiles(frames: Frames, captions: Sequence[str], columns: int, scale: int = 2) -> Frames:
+    """Frames uint8 [K, H, W, C] in rows of so many, each below its caption: one RGB image uint8 [h, w, 3]."""
+    height, width = frames.shape[1] * scale, frames.shape[2] * scale
+    cells = np.full((-(-len(frames) // columns) * columns, height + CAPTION, width, 3), 255, np.uint8)
+    for cell, frame, caption in zip(cells, frames, captions, strict=False):
+        cell[CAPTION:] = frame.repeat(scale, axis=0).repeat(scale, axis=1)
+        _write(cell, caption, 2, CAPTION - 4)
+    return grid(cells.reshape(-1, columns, *cells.shape[1:]), scale=1)
+
+
+def _write(image: Frames, text: str, x: int, y: int) -> None:
+    cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
 
 
 def codec_pictures(vae: FrameVAE, frames: Frames, folder: Path) -> list[Path]:

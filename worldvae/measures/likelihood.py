@@ -35,6 +35,42 @@ class Likelihood:
 
 
 @torch.no_grad()
+def log_weights(vae: FrameVAE, frames: Tensor, sigma: float, samples: int = 64, seed: int = 0) -> Tensor:
+    """log p(x | z_k) p(z_k) / q(z_k | x) of K draws z_k from each frame's posterior: nats, float64 [K, B].
+
+    Their mean over K estimates the ELBO, ``importance_weighted_bound`` the likelihood itself. Pixels are
+    discretised Gaussian, as in the held-out ELBO.
+
+    Args:
+        frames: uint8 [B, H, W, C].
+        sigma: the pixels' sd, fitted on training frames.
+        samples: K.
+    """
+    generator = torch.Generator(vae.device).manual_seed(seed)
+    chunks = []
+    for chunk in frames.split(256):
+        images = to_unit(chunk.to(vae.device))
+        posterior = vae.posterior(images)
+        draws = []
+        for _ in range(samples):
+            noise = torch.randn(posterior.mean.shape, generator=generator, device=vae.device)
+            z = posterior.rsample(noise)
+            prior_over_posterior = 0.5 * (noise.square() - z.square() + posterior.logvar).double().sum(-1)
+            nll = discretised_gaussian_nll(vae.decoder(z).double(), images.double(), sigma).flatten(1).sum(1)
+            draws.append(prior_over_posterior - nll)
+        chunks.append(torch.stack(draws))
+    return torch.cat(chunks, 1)
+
+
+def importance_weighted_bound(weights: Tensor) -> Tensor:
+    """log p(x) from below, nats per frame [B], of log weights [K, B]: IWAE-K (Burda et al. 2016).
+
+    The log of the weights' mean: at least their logs' mean, the ELBO, and log p(x) itself as K grows.
+    """
+    return torch.logsumexp(weights, 0) - math.log(len(weights))
+
+
+@torch.no_grad()
 def held_out_likelihood(vae: FrameVAE, train_frames: Tensor, held_out_frames: Tensor, seed: int = 0) -> Likelihood:
     """The held-out ELBO, its sigma fitted on training frames (in closed form: their mean squared error).
 
