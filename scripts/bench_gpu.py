@@ -205,7 +205,7 @@ def _loss_and_gradient(vae: FrameVAE, images: Tensor, noise: Tensor, cast: torch
     with cast:
         mean, logvar = vae.encoder(images)
         reconstruction = vae.decoder(mean + (logvar / 2).exp() * noise)
-    error = (reconstruction.to(images.dtype) - images).square().sum() / (2 * QUICK.vae.objective.sigma**2)
+    error = (reconstruction.to(images.dtype) - images).square().sum() / (2 * float(QUICK.vae.objective.sigma) ** 2)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
     loss = (error + kl.to(error.dtype)) / len(images)
     loss.backward()

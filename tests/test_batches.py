@@ -273,6 +273,19 @@ def test_episodes_without_a_visible_frame_are_passed_over(tmp_path: Path) -> Non
         next(frame_batches(store, [2], 1, seed=0))
 
 
+@pytest.mark.parametrize("budget", [10**6, 20 * FRAME_BYTES])
+def test_in_pairs_each_frame_comes_with_the_one_before_it_in_its_episode(store: RolloutStore, budget: int) -> None:
+    episodes = range(len(LENGTHS))
+    singles = frame_batches(store, episodes, 5, seed=3, budget_bytes=budget)
+    for single, pair in zip(
+        islice(singles, 20), frame_batches(store, episodes, 5, seed=3, budget_bytes=budget, pairs=True), strict=False
+    ):
+        assert (pair[:, 0] == single).all()
+        places = pair[:, :, 0, 0, :2].int()
+        assert (places[:, 1, 0] == places[:, 0, 0]).all()
+        assert (places[:, 1, 1] == (places[:, 0, 1] - 1).clamp(min=0)).all()
+
+
 @pytest.mark.parametrize(("episodes", "batch_size"), [([], 4), ([0, 1], 0)])
 def test_batches_of_nothing_are_refused(store: RolloutStore, episodes: list[int], batch_size: int) -> None:
     with pytest.raises(ValueError, match="batches need episodes"):

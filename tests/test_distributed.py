@@ -18,7 +18,7 @@ from worldvae.distributed import World
 from worldvae.fit import read_log
 
 ROOT = Path(__file__).parent.parent
-TRAINING = ["--passes", "2", "--latent-size", "4", "--objective.sigma", "0.1", "--device", "cpu"]
+TRAINING = ["--passes", "2", "--latent-size", "4", "--objective.sigma", "optimal", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,45 @@ def test_an_interrupted_training_ends_with_the_same_bytes(store, trained, tmp_pa
     monkeypatch.undo()
     train_vae(store, CONFIG, tmp_path)
     assert (tmp_path / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+
+
+OBJECTIVES = {
+    "calibrated": ObjectiveConfig("discretised_gaussian", "optimal", free_bits=0.1, free_bits_scope="dimension"),
+    "learned sigma, warm-up, background": ObjectiveConfig(sigma="learned", kl_warm_up=40, weighting="background"),
+    "logistic, capacity, worst": ObjectiveConfig("discretised_logistic", 0.1, capacity=12, weighting="worst"),
+    "beta-TCVAE, motion": ObjectiveConfig(sigma="optimal", total_correlation=4, weighting="motion"),
+    "autoencoder": ObjectiveConfig(sigma=0.1, autoencoder=True),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_learns_and_resumes_to_the_same_bytes(store, tmp_path, monkeypatch, name):
+    config = replace(CONFIG, objective=OBJECTIVES[name], passes=7)
+    codec = train_vae(store, config, tmp_path / "unbroken")
+    first, *_, last = read_log(tmp_path / "unbroken" / "metrics.jsonl")
+    assert last["held_out_loss"] < first["held_out_loss"] - 20
+    step, calls = VAELearner.step, iter(range(58))
+
+    def interrupted(self, frames):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return step(self, frames)
+
+    monkeypatch.setattr(VAELearner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(store, config, tmp_path / "broken")
+    monkeypatch.undo()
+    assert train_vae(store, config, tmp_path / "broken").sha256 == codec.sha256
+
+
+def test_the_calibrated_objective_tells_a_beta_of_one_and_the_published_one_of_hundreds(store, tmp_path):
+    told = {}
+    for name, objective in {"calibrated": OBJECTIVES["calibrated"], "published": ObjectiveConfig()}.items():
+        train_vae(store, replace(CONFIG, objective=objective, passes=2), tmp_path / name)
+        told[name] = read_json(tmp_path / name / "config.json")["training"]
+    assert told["calibrated"]["equivalent_beta"] == 1
+    mse = 10 ** (-told["published"]["psnr"] / 10)
+    assert told["published"]["equivalent_beta"] == pytest.approx(0.5 / mse, rel=1e-3)
 
 
 def test_another_seed_trains_another_codec(store, trained, tmp_path):

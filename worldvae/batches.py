@@ -31,6 +31,7 @@ def frame_batches(
     start: int = 0,
     budget_bytes: int = 4 << 30,
     device: torch.device = CPU,
+    pairs: bool = False,
 ) -> Iterator[Tensor]:
     """Endless batches of frames, each epoch in a new order, from step ``start`` on.
 
@@ -45,9 +46,11 @@ def frame_batches(
         episodes: positions in the store to draw from.
         budget_bytes: memory for frames; two episodes may exceed it.
         device: where batches are wanted. On a GPU the window in use lies there, the next in pinned memory.
+        pairs: with each frame the one before it in its episode (the first has itself).
 
     Yields:
-        uint8 [batch_size, H, W, C] on ``device`` (fewer only where a window holds less than one batch)
+        uint8 [batch_size, H, W, C] on ``device`` (fewer only where a window holds less than one batch), or
+        [batch_size, 2, H, W, C]: a frame and the one before
 
     Raises:
         ValueError: no visible frames, or a batch size below 1.
@@ -62,7 +65,7 @@ def frame_batches(
     windows = _windows(counts, batch_size, room, seed, start)
     with _Readers(store, counts) as readers:
         for frames, window in load(readers, windows, room, device):
-            rows = torch.from_numpy(window.rows).to(device)
+            rows = torch.from_numpy(_with_previous(window, counts) if pairs else window.rows).to(device)
             for b in range(len(rows)):
                 yield _gathered(frames, rows[b])
 
@@ -78,6 +81,14 @@ class _Window:
 
     episodes: list[int]
     rows: NDArray[np.int64]
+
+
+def _with_previous(window: _Window, counts: Mapping[int, int]) -> NDArray[np.int64]:
+    """The window's rows beside those of the frames before: int64 [batches, size, 2]."""
+    lengths = [counts[e] for e in window.episodes]
+    first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    before = np.maximum(np.arange(sum(lengths)) - 1, first)
+    return np.stack([window.rows, before[window.rows]], -1)
 
 
 def _windows(counts: Mapping[int, int], batch_size: int, room: int, seed: int, start: int) -> Iterator[_Window]:
@@ -141,10 +152,10 @@ def _prefetched(readers: _Readers, windows: Iterator[_Window], room: int, device
 
 
 def _gathered(frames: Tensor, rows: Tensor) -> Tensor:
-    """The frames at int64 rows [B]: a copy, on their device."""
+    """The frames at int64 rows [B] or [B, 2]: a copy, on their device."""
     if frames.is_cpu:
         return torch.from_numpy(np.take(frames.numpy(), rows.numpy(), axis=0))  # see _Readers
-    return frames.index_select(0, rows)
+    return frames[rows]
 
 
 class _Readers:

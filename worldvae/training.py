@@ -19,9 +19,18 @@ from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units
-from worldvae.objective import ObjectiveConfig, negative_elbo
+from worldvae.objective import (
+    LEAST_SIGMA,
+    ObjectiveConfig,
+    changed_pixel_weights,
+    equivalent_beta,
+    kl_pressure,
+    negative_elbo,
+    optimal_variance,
+    worst_pixel_weights,
+)
 from worldvae.rollouts import RolloutStore, split_episodes
-from worldvae.vae import Architecture, FrameVAE, FrameVAEConfig
+from worldvae.vae import Architecture, DiagonalGaussian, FrameVAE, FrameVAEConfig
 
 
 @dataclass(frozen=True)
@@ -83,12 +92,15 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     vae_config = FrameVAEConfig(store.frame_spec, config.latent_size, config.architecture)
     learner = VAELearner(config, vae_config, steps, world)
     learner.vae.start_from_colour(mean_colour(store, train))
+    motion = config.objective.weighting == "motion"
+    if config.objective.weighting == "background":
+        learner.background = to_unit(median_frame(store, train)[None]).to(learner.device)
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
     per_pass = max(1, round(steps / config.passes))
     budget = int(config.budget_gib * 2**30)
 
     def batches(start: int) -> Iterator[Tensor]:
-        return frame_batches(store, train, config.batch_size, config.seed, start, budget, learner.device)
+        return frame_batches(store, train, config.batch_size, config.seed, start, budget, learner.device, pairs=motion)
 
     remedy = f"lower batch_size (now {config.batch_size}) or budget_gib (now {config.budget_gib:g})"
     with out_of_memory_in_words(remedy):
@@ -113,6 +125,13 @@ def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) ->
     return torch.from_numpy(np.mean(colours, 0)).float()
 
 
+def median_frame(store: RolloutStore, episodes: Sequence[int], most: int = 256) -> Tensor:
+    """The frames' median of each pixel, uint8 [H, W, C], over at most about so many frames of all episodes."""
+    every = max(1, sum(store.visible_counts(episodes)) // most)
+    frames = np.concatenate([store.visible_frames(e)[::every] for e in episodes])
+    return torch.from_numpy(np.median(frames, axis=0).astype(np.uint8))
+
+
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
     """The share of the highest learning rate at a step: a line up, and a line down to nothing."""
     warm_up = max(1, min(warm_up, steps // 5))
@@ -135,10 +154,12 @@ class VAELearner:
         self.vae = FrameVAE(vae_config).to(self.device)
         network = world.share(self.vae)
         self._network = torch.compile(network) if config.compile else network
+        self.log_sigma = torch.nn.Parameter(torch.tensor(-2.0, device=self.device))
+        self.background: Tensor | None = None  # float [1, C, H, W]: what differs from it counts more
         on_gpu = self.device.type == "cuda"  # there a graph must find the rate in memory
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
         self.optimiser = torch.optim.Adam(
-            self.vae.parameters(),
+            [*self.vae.parameters(), *([self.log_sigma] if config.objective.sigma == "learned" else [])],
             torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate,
             betas=(0.9, 0.95),
             fused=True,
@@ -147,6 +168,7 @@ class VAELearner:
         rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rate)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self._pressure: tuple[tuple[float, float] | None, Tensor] = None, torch.empty(0)
         self._begin()
 
     def _begin(self) -> None:
@@ -156,25 +178,66 @@ class VAELearner:
     def step(self, frames: Tensor) -> dict[str, Tensor]:
         """One gradient step on uint8 [B, H, W, C] frames on its device; returns the loss's parts.
 
+        Weighting by motion takes [B, 2, H, W, C]: each frame and the one before.
+
         All processes of the world are given the same frames and draw the same noise for all of them;
-        each takes its part of both. So the step is that of a single process.
+        each takes its part of both. So the step is that of a single process (but what an objective takes
+        from a batch as a whole, other than its mean and sigma, it takes from each process's part).
         """
         part, (count, *_, channels) = self.world.part, frames.shape
-        noise = self._normal(count, self.vae.latent_size)
+        objective = self.config.objective
+        noise = self._normal(count, self.vae.latent_size) * (0.0 if objective.autoencoder else 1.0)
         shades = self.config.colour_jitter * self._normal(2, count, channels, 1, 1)
-        parts = self._learn(part(frames), part(noise), part(shades, 1))
+        pressure = kl_pressure(objective, self.schedule.last_epoch)
+        if pressure != self._pressure[0]:
+            self._pressure = pressure, torch.tensor(pressure, device=self.device)
+        parts = self._learn(part(frames), part(noise), part(shades, 1), self._pressure[1])
         self.schedule.step()
         return self.world.mean(parts)
 
-    def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor) -> dict[str, Tensor]:
+    def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor, pressure: Tensor) -> dict[str, Tensor]:
+        before = self.background
+        if self.config.objective.weighting == "motion":
+            frames, before = frames[:, 0], to_unit(frames[:, 1])
         images = to_unit(frames)
         with autocast(self.device):
             reconstruction, posterior = self._network(shaded(images, shades), noise)
-        loss, parts = negative_elbo(reconstruction, images, posterior, self.config.objective)
+        weights = self._weights(reconstruction, images, before)
+        sigma = self._sigma(reconstruction, images, weights)
+        z = posterior.rsample(noise)
+        loss, parts = negative_elbo(
+            reconstruction,
+            images,
+            posterior,
+            self.config.objective,
+            sigma=sigma,
+            pressure=pressure,
+            weights=weights,
+            z=z,
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        if self.log_sigma.grad is not None:
+            self.log_sigma.grad = self.world.mean({"sigma": self.log_sigma.grad})["sigma"]
         self.optimiser.step()
         return parts
+
+    def _weights(self, reconstruction: Tensor, images: Tensor, before: Tensor | None) -> Tensor | None:
+        objective = self.config.objective
+        if before is not None:
+            return changed_pixel_weights(images, before, objective.emphasis)
+        if objective.weighting == "worst":
+            return worst_pixel_weights(reconstruction, images, objective.emphasis)
+        return None
+
+    def _sigma(self, reconstruction: Tensor, images: Tensor, weights: Tensor | None) -> Tensor | float:
+        sigma = self.config.objective.sigma
+        if sigma == "learned":
+            return self.log_sigma.exp().clamp(min=LEAST_SIGMA)
+        if sigma == "optimal":
+            variance = optimal_variance(reconstruction, images, weights)
+            return self.world.mean({"variance": variance})["variance"].sqrt()
+        return float(sigma)
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self.generator, device=self.device)
@@ -182,6 +245,7 @@ class VAELearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "vae": self.vae.state_dict(),
+            "log_sigma": self.log_sigma.detach(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
@@ -189,6 +253,7 @@ class VAELearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
+        self.log_sigma.data.copy_(state["log_sigma"])
         load_optimiser(self.optimiser, state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         self.generator.set_state(state["generator"])
@@ -215,25 +280,25 @@ class HeldOut:
 
     @torch.no_grad()
     def __call__(self) -> Metrics:
-        """Held-out loss at the posterior mean (nats per frame), KL, PSNR in dB, active units."""
+        """Held-out loss at the posterior mean (nats per frame, all pixels even), KL, PSNR in dB, active units, and
+        the beta that the objective would be on a calibrated decoder."""
         vae, objective = self.learner.vae, self.learner.config.objective
-        totals: dict[str, float] = {}
-        means = []
+        decoded = []
         for chunk in self.frames.split(256):
-            images = to_unit(chunk.to(self.learner.device))
             with autocast(self.learner.device):
-                posterior = vae.posterior(images)
-                reconstruction = vae.decoder(posterior.mean)
-            _, parts = negative_elbo(reconstruction, images, posterior, objective)
-            means.append(posterior.mean)
-            for key, value in parts.items():
-                totals[key] = totals.get(key, 0.0) + value.item() * len(chunk) / len(self.frames)
-        measured = {f"held_out_{key}": totals[key] for key in ("loss", "reconstruction", "kl")}
-        measured["psnr"] = psnr(totals["mse"])
-        measured["active_units"] = active_units(torch.cat(means))
+                posterior = vae.posterior(to_unit(chunk.to(self.learner.device)))
+                decoded.append((vae.decoder(posterior.mean).float(), posterior.mean, posterior.logvar))
+        reconstruction, mean, logvar = (torch.cat(parts) for parts in zip(*decoded, strict=True))
+        images = to_unit(self.frames.to(self.learner.device))
+        _, parts = negative_elbo(reconstruction, images, DiagonalGaussian(mean, logvar), objective)
+        measured = {f"held_out_{key}": parts[key].item() for key in ("loss", "reconstruction", "kl")}
+        mse = parts["mse"].item()
+        measured["psnr"] = psnr(mse)
+        measured["active_units"] = active_units(mean)
+        measured["equivalent_beta"] = equivalent_beta(objective, max(mse, LEAST_SIGMA**2))
         if measured["held_out_loss"] < self.best:
             self.best = measured["held_out_loss"]
-            vae.noise_sd.fill_(totals["mse"] ** 0.5)
+            vae.noise_sd.fill_(mse**0.5)
             vae.save(self.folder, {**self.summary, **measured})
         return measured
 

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
+from worldvae.objective import discretised_gaussian_nll
 from worldvae.vae import DiagonalGaussian, FrameVAE
-
-LEVEL = 1 / 255
-"""Distance between two values of a uint8 pixel in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +34,6 @@ class Likelihood:
     sigma: float
 
 
-def discretised_gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: float) -> Tensor:
-    """-log P(pixel values | N(reconstruction, sigma^2)), summed over pixels: nats per frame [B].
-
-    A value's probability is the Gaussian's mass within half a level of it; that of 0 and 255 reaches to
-    infinity. So it is a real probability, and real bits (Salimans et al. 2017, for the logistic).
-
-    Args:
-        reconstruction, images: float [B, C, H, W] in [0, 1], images at uint8 levels.
-    """
-    reconstruction, images = reconstruction.double(), (images.double() / LEVEL).round() * LEVEL
-    upper = torch.where(images > 1 - LEVEL / 2, math.inf, (images + LEVEL / 2 - reconstruction) / sigma)
-    lower = torch.where(images < LEVEL / 2, -math.inf, (images - LEVEL / 2 - reconstruction) / sigma)
-    mirrored = upper + lower > 0  # the lower tail is where differences of cumulative probabilities are exact
-    upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
-    log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
-    return -(log_upper + torch.log1p(-torch.exp(log_lower - log_upper))).flatten(1).sum(1)
-
-
 @torch.no_grad()
 def held_out_likelihood(vae: FrameVAE, train_frames: Tensor, held_out_frames: Tensor, seed: int = 0) -> Likelihood:
     """The held-out ELBO, its sigma fitted on training frames (in closed form: their mean squared error).
@@ -66,7 +46,7 @@ def held_out_likelihood(vae: FrameVAE, train_frames: Tensor, held_out_frames: Te
     sigma = math.sqrt(torch.cat(errors).mean().item())
     nll, kl, mse = [], [], []
     for images, made, posterior in _decoded(vae, held_out_frames, generator):
-        nll.append(discretised_gaussian_nll(made, images, sigma))
+        nll.append(discretised_gaussian_nll(made.double(), images.double(), sigma).flatten(1).sum(1))
         kl.append(posterior.kl().sum(-1))
         mse.append((made - images).square().mean((1, 2, 3)))
     elbo = -(torch.cat(nll).mean() + torch.cat(kl).mean()).item()
