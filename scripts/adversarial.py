@@ -33,7 +33,7 @@ class AdversarialConfig:
     """
 
     learning_rate: float = 1e-3
-    penalty: float = 1.0
+    penalty: float = 0.1
     penalty_every: int = 4
     average: float = 0.998
     fidelity: float = 0.0

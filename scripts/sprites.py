@@ -29,6 +29,8 @@ FROM, TO = 16.0, 48.0
 """Pixels between which centres lie."""
 LARGEST = 13.0
 """Pixels from the centre to a corner of the largest square: no shape reaches further."""
+CHUNK = 256
+"""Frames drawn at once: what stays in a processor's cache."""
 
 
 def factors_of(indices: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -51,6 +53,10 @@ def render(factors: NDArray[np.int64]) -> Frames:
         raise ValueError(f"factors must be [B, {len(SIZES)}] ({', '.join(FACTORS)}), got {factors.shape}")
     if (factors < 0).any() or (factors >= (STRANGER + 1, *SIZES[1:])).any():
         raise ValueError(f"factors must lie in 0..{[size - 1 for size in SIZES]}")
+    return np.concatenate([_drawn(some) for some in np.split(factors, range(CHUNK, len(factors), CHUNK))])
+
+
+def _drawn(factors: NDArray[np.int64]) -> Frames:
     shape, scale, angle, x, y = factors.T[..., None, None].astype(np.float32)
     size = LARGEST * (0.5 + 0.5 * scale / (SIZES[1] - 1))
     turn = 2 * math.pi * angle / SIZES[2]

@@ -5,6 +5,7 @@ Features are float [B, D] of any network; distances are Euclidean. Of features o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -66,15 +67,15 @@ def within_reach(real: Features, made: Features, k: int = 5) -> NDArray[np.bool_
     return (_distances(real, made) < neighbour_distance(real, k)[:, None]).any(0)
 
 
-def dropped_modes(real: Iterable[Hashable], made: Iterable[Hashable]) -> float:
-    """The share of the values that occur among the real of which no made one has any.
+def dropped_modes(real: Iterable[Hashable], made: Iterable[Hashable], least: int = 1) -> float:
+    """The share of the values that at least ``least`` of the real have which no made one has.
 
-    Raises ValueError where there are no real ones.
+    Raises ValueError where no value is so common.
     """
-    shown = set(real)
-    if not shown:
-        raise ValueError("no real values: there is nothing to drop")
-    return len(shown - set(made)) / len(shown)
+    common = {value for value, count in Counter(real).items() if count >= least}
+    if not common:
+        raise ValueError(f"no value occurs {least} times among the real: there is nothing to drop")
+    return len(common - set(made)) / len(common)
 
 
 def laplacian_variance(frames: Frames) -> float:
