@@ -50,6 +50,7 @@ class Discriminator(nn.Module):
             layers += [nn.Conv2d(c_in, c_out, kernel_size=4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         last = channels[-1] * (frame.height // 16) * (frame.width // 16)
         self.score = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last, 1))
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, images: Tensor) -> Tensor:
         return self.score(images - 0.5)[:, 0]
@@ -61,11 +62,12 @@ class AdversarialLearner:
     def __init__(self, vae: FrameVAE, config: AdversarialConfig, seed: int):
         torch.manual_seed(seed)
         self.vae, self.config, self.steps = vae, config, 0
-        self.discriminator = Discriminator(vae.config.frame).to(memory_format=torch.channels_last)
+        self.discriminator = Discriminator(vae.config.frame)
         self.averaged = copy.deepcopy(vae.decoder).requires_grad_(False)
-        how = {"lr": config.learning_rate, "betas": (0.0, 0.99), "fused": True}
-        self.for_decoder = torch.optim.Adam(vae.decoder.parameters(), **how)
-        self.for_discriminator = torch.optim.Adam(self.discriminator.parameters(), **how)
+        self.for_decoder, self.for_discriminator = (
+            torch.optim.Adam(side.parameters(), config.learning_rate, betas=(0.0, 0.99), fused=True)
+            for side in (vae.decoder, self.discriminator)
+        )
         self.generator = torch.Generator().manual_seed(seed)
 
     def step(self, frames: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -81,10 +80,10 @@ def sprite_set(train: int = 30_000, held_out: int = 10_000) -> FrameSet:
 def sprite_states(factors: NDArray[np.int64]) -> States:
     """Factors [B, 5] -> [B, 8]: three bits of shape, scale, x and y from -1 to 1, and cosine and sine of the
     angle times the shape's symmetry, since a square turned by 90 degrees is the same frame."""
-    shape, scale, angle, x, y = factors.T
+    shape, angle = factors[:, 0], factors[:, 2]
     turn = 2 * np.pi * angle / sprites.SIZES[2] * np.take(sprites.TURNS, shape)
-    spans = (2 * value / (size - 1) - 1 for value, size in zip((scale, x, y), np.take(sprites.SIZES, (1, 3, 4))))
-    return np.column_stack([np.eye(3)[shape], *spans, np.cos(turn), np.sin(turn)]).astype(np.float32)
+    spans = 2 * factors[:, (1, 3, 4)] / (np.take(sprites.SIZES, (1, 3, 4)) - 1) - 1
+    return np.column_stack([np.eye(3)[shape], spans, np.cos(turn), np.sin(turn)]).astype(np.float32)
 
 
 def sprite_modes(states: States) -> list[list[tuple[Any, ...]]]:

@@ -61,9 +61,11 @@ class Judge:
         formats = image_format_sizes(self.real[:200])
         return {
             "regressor_r2": r_squared(self.regressor, self.real, self.frames.held_out_states[:MOST]),
-            **self._likeness(self.train),
+            "prior": self._likeness(self.train),
             "novelty": _aurocs(known, scores),
-            "formats": {name: {"bytes": size, "psnr": min(100.0, quality)} for name, (size, quality) in formats.items()},
+            "formats": {
+                name: {"bytes": size, "psnr": min(100.0, quality)} for name, (size, quality) in formats.items()
+            },
         }
 
     def __call__(self, vae: FrameVAE, contender: Contender) -> Numbers:
@@ -73,7 +75,7 @@ class Judge:
         vae.noise_sd.fill_(max(_mse(self.train, vae.decode(vae.encode(self.train).mean.numpy())), 1e-9) ** 0.5)
         return {
             "psnr": psnr(_mse(self.real, made)),
-            "sharpness": {"reconstructions": laplacian_variance(made) / self.sharpness},
+            "sharpness": laplacian_variance(made) / self.sharpness,
             **self._likelihood(vae, contender),
             "prior": self._likeness(vae.sample(len(self.real))),
             "fitted_prior": self._likeness(_from_fitted_gaussian(vae, codes)),
@@ -118,9 +120,9 @@ class Judge:
         """One byte a latent, and the image format that needs the fewest bytes for as good a picture."""
         quality = psnr(_mse(self.real, vae.decode(restore(quantise("mean", codes, "uint8"), "mean"))))
         formats = image_format_sizes(self.real[:200])
-        fitting = [(size, name) for name, (size, good) in formats.items() if good >= quality]
-        size, name = min(fitting)
-        return {"code": float(codes.shape[1]), "psnr": quality, "image": size, "image_format": name}
+        size, name = min((size, name) for name, (size, good) in formats.items() if good >= quality)
+        told = {"code": codes.shape[1], "image": size, "saved": size - codes.shape[1]}
+        return {**told, "psnr": quality, "image_format": name}
 
     def _novelty(self, vae: FrameVAE, contender: Contender) -> Numbers:
         def score(frames: Frames) -> np.ndarray:

@@ -57,7 +57,7 @@ def render(factors: NDArray[np.int64]) -> Frames:
 
 
 def _drawn(factors: NDArray[np.int64]) -> Frames:
-    shape, scale, angle, x, y = factors.T[..., None, None].astype(np.float32)
+    _, scale, angle, x, y = factors.T[..., None, None].astype(np.float32)
     size = LARGEST * (0.5 + 0.5 * scale / (SIZES[1] - 1))
     turn = 2 * math.pi * angle / SIZES[2]
     across, down = (FROM + (TO - FROM) * place / (count - 1) for place, count in ((x, SIZES[3]), (y, SIZES[4])))
@@ -97,7 +97,7 @@ def _square(u: Grid, v: Grid) -> Grid:
 def _ellipse(u: Grid, v: Grid) -> Grid:
     """Half as high as wide; to first order, the implicit function over its gradient's length."""
     r = np.sqrt(u**2 + (2 * v) ** 2)
-    return r * (r - 1) / np.maximum(np.sqrt(u**2 + (4 * v) ** 2), 1e-6)
+    return r * (r - 1) / np.sqrt(u**2 + (4 * v) ** 2).clip(1e-6)
 
 
 def _heart(u: Grid, v: Grid) -> Grid:

@@ -64,7 +64,7 @@ def neighbour_distance(features: Features, k: int) -> Features:
 
 def within_reach(real: Features, made: Features, k: int = 5) -> NDArray[np.bool_]:
     """bool [M]: does each made feature lie within a real one's k-th neighbour? Its mean is the precision."""
-    return (_distances(real, made) < neighbour_distance(real, k)[:, None]).any(0)
+    return np.asarray((_distances(real, made) < neighbour_distance(real, k)[:, None]).any(0))
 
 
 def dropped_modes(real: Iterable[Hashable], made: Iterable[Hashable], least: int = 1) -> float:
@@ -118,11 +118,12 @@ def novelty_auroc(known: NDArray[Any], strange: NDArray[Any]) -> float:
 
 def neighbour_novelty(train: Frames, frames: Frames, k: int = 5) -> NDArray[np.float32]:
     """The baseline that needs no model: float32 [B], mean distance to the k nearest of the training frames' pixels."""
-    distances = _distances(*(part.reshape(len(part), -1).astype(np.float32) / 255 for part in (frames, train)))
-    return np.partition(distances, k - 1, axis=1)[:, :k].mean(1)
+    there, here = (part.reshape(len(part), -1).astype(np.float32) / np.float32(255) for part in (train, frames))
+    return np.partition(_distances(here, there), k - 1, axis=1)[:, :k].mean(1)
 
 
 def _distances(a: Features, b: Features) -> Features:
-    """float32 [A, B]; exact, since near neighbours among many would suffer from the square's expansion."""
-    exact = "donot_use_mm_for_euclid_dist" if a.shape[1] <= 256 else "use_mm_for_euclid_dist"
-    return torch.cdist(*(torch.from_numpy(np.ascontiguousarray(x)) for x in (a, b)), compute_mode=exact).numpy()
+    """float32 [A, B]; of a few dimensions exact, as a fast product is not where points lie close together."""
+    mode = "donot_use_mm_for_euclid_dist" if a.shape[1] <= 256 else "use_mm_for_euclid_dist"
+    left, right = (torch.from_numpy(np.ascontiguousarray(points)) for points in (a, b))
+    return torch.cdist(left, right, compute_mode=mode).numpy()
