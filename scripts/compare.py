@@ -91,9 +91,11 @@ class Comparison:
                     continue
                 try:
                     self.run(model, seed)
+                    said = f"{self.codec(model, seed)} done"
                 except Exception as error:  # whatever it is, the other runs are worth their while
-                    failures.append(f"{self.codec(model, seed)} failed: {type(error).__name__}: {error}")
-                print(failures[-1] if failures else f"{self.codec(model, seed)} done", file=sys.stderr)
+                    said = f"{self.codec(model, seed)} failed: {type(error).__name__}: {error}"
+                    failures.append(said)
+                print(said, file=sys.stderr)
         return failures
 
     def record(self, models: Sequence[str], seeds: int) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def straight(first: np.ndarray, last: np.ndarray, points: int) -> np.ndarray:
 
 def _from_fitted_gaussian(vae: FrameVAE, codes: np.ndarray) -> Frames:
     """As many frames, decoded from a Gaussian with the codes' mean and covariance [B, Z]: a prior made afterwards."""
-    draws = np.random.default_rng(0).multivariate_normal(codes.mean(0), np.cov(codes.T), len(codes))
+    random = np.random.default_rng(0)  # a latent that stands still makes the covariance singular, which does no harm
+    draws = random.multivariate_normal(codes.mean(0), np.cov(codes.T), len(codes), check_valid="ignore")
     return vae.decode(draws.astype(np.float32))
 
 

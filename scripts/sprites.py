@@ -91,7 +91,7 @@ inside)."""
 
 
 def _square(u: Grid, v: Grid) -> Grid:
-    return np.maximum(abs(u), abs(v)) - math.sqrt(0.5)
+    return np.maximum(abs(u), abs(v)) - np.float32(math.sqrt(0.5))
 
 
 def _ellipse(u: Grid, v: Grid) -> Grid:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from scripts.frame_sets import FrameSet, States
-from worldvae.checkpoint import load_model, save_model
+from worldvae.checkpoint import CheckpointError, load_model, save_model
 from worldvae.frames import Frames, FrameSpec, to_unit
 from worldvae.measures.samples import Features
 from worldvae.networks import CompactEncoder
@@ -51,14 +51,22 @@ class StateRegressor(nn.Module):
 
 
 def fitted_regressor(known: FrameSet, folder: Path, steps: int = 3000, batch_size: int = 64) -> StateRegressor:
-    """The regressor in ``folder``, trained first where there is none."""
+    """The regressor in ``folder``, trained first where there is none.
+
+    Raises:
+        CheckpointError: that one was trained for another number of steps, or is damaged.
+    """
+    torch.manual_seed(0)
     model = StateRegressor(known.spec, known.train_states.shape[1])
     if not (folder / "model.safetensors").exists():
-        torch.manual_seed(0)
-        model = StateRegressor(known.spec, known.train_states.shape[1])
         _fit(model, known, steps, batch_size)
         save_model(folder, KIND, model, {"config": {"frame": asdict(known.spec), "steps": steps}})
-    model.load_state_dict(load_model(folder, KIND)[0])
+    tensors, header = load_model(folder, KIND)
+    if header["config"]["steps"] != steps:
+        raise CheckpointError(
+            f"{folder} was trained for {header['config']['steps']} steps, not {steps}: choose another"
+        )
+    model.load_state_dict(tensors)
     return model.requires_grad_(False).eval()
 
 

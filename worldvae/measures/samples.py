@@ -84,13 +84,14 @@ def laplacian_variance(frames: Frames) -> float:
     return float(np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in grey / 255]))
 
 
-def evenness(paths: NDArray[Any]) -> float:
+def evenness(paths: NDArray[Any]) -> float | None:
     """How evenly paths of points [R, K, ..] move: the mean step's length over the longest one's, mean over paths.
 
-    1 is a steady pace, 1 / (K - 1) stands still and jumps once. Paths that do not move at all are left out.
+    1 is a steady pace, 1 / (K - 1) stands still and jumps once. Paths that do not move are left out; None where
+    none does.
 
     Raises:
-        ValueError: fewer than two steps, or no path moves.
+        ValueError: fewer than two steps.
     """
     points = paths.reshape(*paths.shape[:2], -1).astype(np.float32)
     if points.shape[1] < 3:
@@ -98,9 +99,7 @@ def evenness(paths: NDArray[Any]) -> float:
     steps = np.linalg.norm(np.diff(points, axis=1), axis=-1)
     longest = steps.max(1)
     moving = longest > 0
-    if not moving.any():
-        raise ValueError("no path moves")
-    return float((steps.mean(1)[moving] / longest[moving]).mean())
+    return float((steps.mean(1)[moving] / longest[moving]).mean()) if moving.any() else None
 
 
 def novelty_auroc(known: NDArray[Any], strange: NDArray[Any]) -> float:
