@@ -18,13 +18,12 @@ from scripts.state_regressor import StateRegressor, r_squared
 from worldvae.frames import Frames
 from worldvae.latents import quantise, restore
 from worldvae.measures.disentanglement import dci, factor_vae_score, mutual_information_gap
-from worldvae.measures.images import image_format_sizes, psnr
+from worldvae.measures.images import image_format_sizes, laplacian_variance, psnr
 from worldvae.measures.likelihood import held_out_likelihood
 from worldvae.measures.samples import (
     dropped_modes,
     evenness,
     fidelity,
-    laplacian_variance,
     neighbour_novelty,
     novelty_auroc,
     within_reach,

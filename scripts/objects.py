@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from agents.evaluation import commit, machine
 from scripts import cli
 from scripts.object_sources import SOURCES, collect
 from worldvae.checkpoint import read_json, write_json, write_record
@@ -122,7 +121,7 @@ def main(
     names = ("env", "seed", "objective", "recall", "precision", "position_error", "psnr", "kl_nats")
     print(cli.table([names, *([row[name] for name in names] for row in rows)]))
     if json_file is not None:
-        write_record(json_file, {"runs": rows, "commit": commit(), "machine": machine()})
+        write_record(json_file, {"runs": rows, **cli.provenance()})
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_a_car_set_beside_the_track_is_so_far_right_of_its_middle():
 
 
 def test_where_no_episode_comes_out_as_recorded_and_where_nobody_reads_the_state_it_says_so(drive, tmp_path):
-    with pytest.raises(ValueError, match="no episode of .* comes out as recorded"):
+    with pytest.raises(ValueError, match=r"no episode of .* comes out as recorded"):
         replayed(store_of(tmp_path / "other", replace(drive[0], frames=drive[0].frames // 2)), 100)
     with pytest.raises(ValueError, match="no reader of tests/Dot-v0's state"):
         replayed(record_dots(tmp_path / "dots", episodes=1), 100)

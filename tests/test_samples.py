@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
-import scipy.ndimage
 from scipy.spatial.distance import cdist
 
 from worldvae.measures.samples import (
@@ -13,7 +11,6 @@ from worldvae.measures.samples import (
     dropped_modes,
     evenness,
     fidelity,
-    laplacian_variance,
     neighbour_novelty,
     novelty_auroc,
     within_reach,
@@ -78,18 +75,6 @@ def test_a_mode_is_dropped_where_no_sample_shows_it():
     assert dropped_modes(real, real) == 0
     with pytest.raises(ValueError, match="no value occurs 11 times"):
         dropped_modes(real, real, least=11)
-
-
-def test_sharpness_is_the_variance_of_the_laplacian_of_grey():
-    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
-    grey = frames @ (0.299, 0.587, 0.114) / 255
-    expected = np.mean([scipy.ndimage.convolve(frame, kernel, mode="mirror").var() for frame in grey])
-    assert laplacian_variance(frames) == pytest.approx(expected, rel=1e-5)
-    grey_frames = frames[..., :1]
-    assert laplacian_variance(grey_frames) == pytest.approx(laplacian_variance(grey_frames.repeat(3, -1)), rel=1e-5)
-    blurred = np.stack([cv2.GaussianBlur(frame, (5, 5), 1.0) for frame in frames])
-    assert laplacian_variance(blurred) < 0.1 * laplacian_variance(frames)
 
 
 def test_a_steady_path_is_even_and_a_jump_is_not():

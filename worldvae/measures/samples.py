@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -76,12 +75,6 @@ def dropped_modes(real: Iterable[Hashable], made: Iterable[Hashable], least: int
     if not common:
         raise ValueError(f"no value occurs {least} times among the real: there is nothing to drop")
     return len(common - set(made)) / len(common)
-
-
-def laplacian_variance(frames: Frames) -> float:
-    """Sharpness of frames uint8 [B, H, W, C]: variance of the grey image's Laplacian, mean over frames."""
-    grey = (frames if frames.shape[-1] == 1 else frames @ np.array([0.299, 0.587, 0.114])[:, None]).astype(np.float32)
-    return float(np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in grey / 255]))
 
 
 def evenness(paths: NDArray[Any]) -> float | None:
