@@ -120,7 +120,7 @@ def train_agent(
         memory=memory.config if memory else None,
     )
     agent = Agent(spec, memory)
-    agent.actor.load_state_dict(learner.sac.actor.state_dict())
+    agent.actor.load_state_dict(learner.sac.averaged.state_dict())
     agent.save(folder, {**asdict(config), **log[-1]})
     return agent
 

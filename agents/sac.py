@@ -35,6 +35,8 @@ class SACConfig:
             maximum log(choices) (Discrete).
         initial_alpha: first entropy temperature; tuned from then on.
         tau: how far the target critics follow in a step.
+        averaging: how far the average of the actor's weights follows in a step: it is what plays after learning,
+            since a single moment's actor may be a bad one (Polyak & Juditsky 1992).
     """
 
     hidden: int = 256
@@ -43,6 +45,7 @@ class SACConfig:
     target_entropy: float | None = None
     initial_alpha: float = math.exp(-4)
     tau: float = 0.005
+    averaging: float = 0.001
 
 
 class Ensemble(nn.Module):
@@ -130,7 +133,10 @@ class CategoricalActor(nn.Module):
 
 
 class SAC:
-    """Actor, critics, temperature and their optimisers: one ``step`` learns from one batch."""
+    """Actor, critics, temperature and their optimisers: one ``step`` learns from one batch.
+
+    ``actor`` explores; ``averaged`` is the one to keep.
+    """
 
     def __init__(
         self,
@@ -145,6 +151,7 @@ class SAC:
         torch.manual_seed(seed)
         actor = CategoricalActor if discrete else GaussianActor
         self.actor = actor(observation_size, action_size, config.hidden).to(device)
+        self.averaged, self.steps = copy.deepcopy(self.actor).requires_grad_(False), 0
         critic_in = observation_size if discrete else observation_size + action_size
         critic_out = action_size if discrete else 1
         self.critics = Ensemble(2, critic_in, config.hidden, critic_out).to(device)
@@ -180,10 +187,10 @@ class SAC:
         entropy = entropy.detach().mean()
         _descend(actor_optimiser, self.log_alpha * (entropy - self.target_entropy) - value.mean())
 
-        with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.target_critics.parameters()), list(self.critics.parameters()), self.config.tau
-            )
+        self.steps += 1
+        averaging = max(self.config.averaging, 10 / (10 + self.steps))  # the first steps are soon forgotten
+        _follow(self.target_critics, self.critics, self.config.tau)
+        _follow(self.averaged, self.actor, averaging)
         return {"critic_loss": critic_loss.detach(), "q": q.detach().mean(), "entropy": entropy, "alpha": alpha}
 
     def _smallest(self, critics: Ensemble) -> QFunction:
@@ -200,6 +207,8 @@ class SAC:
     def state_dict(self) -> dict[str, Any]:
         return {
             "actor": self.actor.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "steps": self.steps,
             "critics": self.critics.state_dict(),
             "target_critics": self.target_critics.state_dict(),
             "log_alpha": self.log_alpha.detach(),
@@ -208,8 +217,9 @@ class SAC:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part in ("actor", "critics", "target_critics"):
+        for part in ("actor", "averaged", "critics", "target_critics"):
             getattr(self, part).load_state_dict(state[part])
+        self.steps = state["steps"]
         with torch.no_grad():
             self.log_alpha.copy_(state["log_alpha"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -226,6 +236,12 @@ def _perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device)
+
+
+@torch.no_grad()
+def _follow(follower: nn.Module, leader: nn.Module, share: float) -> None:
+    """Moves the follower's parameters a share of the way to the leader's."""
+    torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), share)
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -64,7 +64,7 @@ def learn_own(learner: Learner, seconds: float) -> Learned:
         limits = FitConfig(10**9, log_every=1000, checkpoint_every=10**9, seconds=seconds)
         log = fit(learner.sac.step, learner.batches, learner, limits, Path(folder), name="own")
     step, elapsed = int(log[-1]["step"]), log[-1]["seconds"]
-    return Learned(learner.sac.actor, step, learner.env_steps, list(learner.returns), elapsed)
+    return Learned(learner.sac.averaged, step, learner.env_steps, list(learner.returns), elapsed)
 
 
 def learn_sb3(name: str, learner: Learner, seconds: float) -> Learned:

@@ -54,7 +54,7 @@ QUICK = PipelineConfig(
     official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
     vae=VAETrainingConfig(objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=10),
     dynamics=DynamicsConfig(),
-    agent=AgentConfig(learning=LearningConfig(env_steps=260_000, updates=12, minutes=11)),
+    agent=AgentConfig(learning=LearningConfig(env_steps=240_000, updates=12)),
     evaluate=EvaluateConfig(episodes=20),
 )
 TINY = replace(

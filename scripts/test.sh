@@ -3,4 +3,5 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up dev
 set_up_envpool
-exec .venv/bin/python -m pytest "$@"
+export OMP_NUM_THREADS=1 # a test file a process, each on one thread
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"

@@ -144,5 +144,19 @@ def test_a_restored_learner_takes_the_same_next_step():
     following = batch()
     ours, theirs = first.step(following), second.step(following)
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    for a, b in zip(first.actor.parameters(), second.actor.parameters(), strict=True):
-        assert torch.equal(a, b)
+    for part in ("actor", "averaged"):
+        for a, b in zip(getattr(first, part).parameters(), getattr(second, part).parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_kept_actor_is_the_average_of_those_that_learned():
+    """Its window is a tenth of the steps so far, at most 1 / averaging."""
+    sac = SAC(3, 2, False, SACConfig(hidden=16, averaging=0.2), 0, CPU)
+    average = [p.detach().clone() for p in sac.actor.parameters()]
+    for step in range(1, 61):
+        sac.step(TransitionBatch(*(torch.rand(size) for size in ((8, 3), (8, 2), (8,), (8,), (8, 3)))))
+        share = max(0.2, 10 / (10 + step))
+        average = [(1 - share) * a + share * p.detach() for a, p in zip(average, sac.actor.parameters(), strict=True)]
+    assert share == 0.2
+    for kept, expected in zip(sac.averaged.parameters(), average, strict=True):
+        torch.testing.assert_close(kept, expected)

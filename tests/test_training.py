@@ -35,6 +35,22 @@ def trained(store, tmp_path_factory) -> tuple[FrameVAE, Path]:
     return train_vae(store, CONFIG, folder), folder
 
 
+def train_interrupted(store, config, folder, after, monkeypatch) -> FrameVAE:
+    """Trains, is interrupted after so many steps, and trains on."""
+    step, calls = VAELearner.step, iter(range(after))
+
+    def interrupted(self, frames):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return step(self, frames)
+
+    monkeypatch.setattr(VAELearner, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(store, config, folder)
+    monkeypatch.undo()
+    return train_vae(store, config, folder)
+
+
 def held_out_frames(store: RolloutStore) -> np.ndarray:
     _, held_out = split_episodes(len(store), CONFIG.held_out, CONFIG.seed)
     return np.concatenate([store.visible_frames(e) for e in held_out])
@@ -85,18 +101,7 @@ def test_frames_unlike_the_training_frames_are_more_novel(store, trained):
 
 def test_an_interrupted_training_ends_with_the_same_bytes(store, trained, tmp_path, monkeypatch):
     _, unbroken = trained
-    step, calls = VAELearner.step, iter(range(20))
-
-    def interrupted(self, frames):
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return step(self, frames)
-
-    monkeypatch.setattr(VAELearner, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_vae(store, CONFIG, tmp_path)
-    monkeypatch.undo()
-    train_vae(store, CONFIG, tmp_path)
+    train_interrupted(store, CONFIG, tmp_path, 20, monkeypatch)
     assert (tmp_path / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
 
 
@@ -115,18 +120,7 @@ def test_every_objective_learns_and_resumes_to_the_same_bytes(store, tmp_path, m
     codec = train_vae(store, config, tmp_path / "unbroken")
     first, *_, last = read_log(tmp_path / "unbroken" / "metrics.jsonl")
     assert last["held_out_loss"] < first["held_out_loss"] - 20
-    step, calls = VAELearner.step, iter(range(58))
-
-    def interrupted(self, frames):
-        if next(calls, None) is None:
-            raise KeyboardInterrupt
-        return step(self, frames)
-
-    monkeypatch.setattr(VAELearner, "step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_vae(store, config, tmp_path / "broken")
-    monkeypatch.undo()
-    assert train_vae(store, config, tmp_path / "broken").sha256 == codec.sha256
+    assert train_interrupted(store, config, tmp_path / "broken", 58, monkeypatch).sha256 == codec.sha256
 
 
 def test_the_calibrated_objective_tells_a_beta_of_one_and_the_published_one_of_hundreds(store, tmp_path):

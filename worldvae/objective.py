@@ -76,8 +76,8 @@ class ObjectiveConfig:
 
 def gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:
     """-log N(images | reconstruction, sigma^2) of each pixel, in nats: float [B, C, H, W]."""
-    log_sigma = torch.as_tensor(sigma, device=images.device).log()
-    return (reconstruction - images).square() / (2 * sigma**2) + log_sigma + 0.5 * math.log(2 * math.pi)
+    constant = torch.as_tensor(sigma, device=images.device).log() + 0.5 * math.log(2 * math.pi)
+    return (reconstruction - images).square() / (2 * sigma**2) + constant
 
 
 def discretised_gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:

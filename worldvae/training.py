@@ -17,7 +17,7 @@ from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pic
 from worldvae.distributed import ALONE, World
 from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
-from worldvae.measures.images import psnr
+from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
 from worldvae.objective import (
     LEAST_SIGMA,
@@ -94,7 +94,7 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     learner.vae.start_from_colour(mean_colour(store, train))
     motion = config.objective.weighting == "motion"
     if config.objective.weighting == "background":
-        learner.background = to_unit(median_frame(store, train)[None]).to(learner.device)
+        learner.background = background(store, train).to(learner.device)
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
     per_pass = max(1, round(steps / config.passes))
     budget = int(config.budget_gib * 2**30)
@@ -125,11 +125,11 @@ def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) ->
     return torch.from_numpy(np.mean(colours, 0)).float()
 
 
-def median_frame(store: RolloutStore, episodes: Sequence[int], most: int = 256) -> Tensor:
-    """The frames' median of each pixel, uint8 [H, W, C], over at most about so many frames of all episodes."""
+def background(store: RolloutStore, episodes: Sequence[int], most: int = 256) -> Tensor:
+    """The frames' median of each pixel, float [1, C, H, W], over about so many frames of all episodes."""
     every = max(1, sum(store.visible_counts(episodes)) // most)
     frames = np.concatenate([store.visible_frames(e)[::every] for e in episodes])
-    return torch.from_numpy(np.median(frames, axis=0).astype(np.uint8))
+    return to_unit(torch.from_numpy(median_frame(frames, len(frames))[None]))
 
 
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:

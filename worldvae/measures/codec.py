@@ -128,20 +128,15 @@ def diagnose(
     )
 
 
-def background(frames: Frames) -> Frames:
-    """The median frame uint8 [H, W, C], of at most 256 of frames [B, H, W, C]."""
-    return np.median(frames[:: -(-len(frames) // 256)], 0).round().astype(np.uint8)
-
-
 def moving_objects(clips: Clips) -> NDArray[np.bool_]:
     """bool [B, H, W]: pixels that changed since the frame before, and are not the background's."""
     moved = np.concatenate([images.moving(clips.frames[run]) for run in clips.runs])
-    return moved & images.differing(clips.frames, background(clips.frames))
+    return moved & images.differing(clips.frames, images.median_frame(clips.frames))
 
 
 def picture_numbers(made: Frames, real: Clips, masks: NDArray[np.bool_] | None) -> dict[str, Any]:
     """How well frames are painted: the numbers from ``black`` to ``sharpness``."""
-    frames, median = real.frames, background(real.frames)
+    frames, median = real.frames, images.median_frame(real.frames)
     varied = images.diversity(frames)
     error = images.squared_error(made, frames)
     moved = np.concatenate([images.moving(frames[run]) for run in real.runs])

@@ -56,14 +56,15 @@ def ssim(made: Frames, real: Frames) -> NDArray[np.float64]:
     return torch.cat([told(made[b : b + 64], real[b : b + 64]) for b in range(0, len(real), 64)]).numpy()
 
 
+def laplacian_variance(frames: Frames) -> float:
+    """Sharpness of frames uint8 [B, H, W, C]: variance of their Laplacian in each channel, in [0, 1], their mean."""
+    return float(np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in frames])) / 255**2
+
+
 def sharpness(made: Frames, real: Frames) -> float:
-    """Variance of the Laplacian of uint8 [B, H, W, C] frames, over that of the real ones; below 1: blurred."""
-
-    def variance(frames: Frames) -> float:
-        return float(np.mean([cv2.Laplacian(frame, cv2.CV_32F).var() for frame in frames]))
-
-    of_real = variance(real)
-    return variance(made) / of_real if of_real else math.nan
+    """The Laplacian's variance of frames uint8 [B, H, W, C] over that of the real ones; below 1: blurred."""
+    reference = laplacian_variance(real)
+    return laplacian_variance(made) / reference if reference else math.nan
 
 
 MOVED = 0.15
@@ -79,6 +80,11 @@ def moving(frames: Frames) -> NDArray[np.bool_]:
     difference = np.abs(frames[1:].astype(np.int16) - frames[:-1])
     moved[1:] = (difference > MOVED * 255).any(-1)
     return moved
+
+
+def median_frame(frames: Frames, most: int = 256) -> Frames:
+    """Each pixel's median uint8 [H, W, C] over at most so many of frames [B, H, W, C]: the background."""
+    return np.median(frames[:: -(-len(frames) // most)], 0).round().astype(np.uint8)
 
 
 def differing(frames: Frames, background: Frames) -> NDArray[np.bool_]:

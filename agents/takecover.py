@@ -1,0 +1,81 @@
+"""VizDoom's TakeCover as World Models plays it (Ha & Schmidhuber 2018, appendix): built from the scenario.
+
+``agents.takecover:TakeCover-v0`` is its Gymnasium id. The packaged ``VizdoomTakeCover-v1`` has another skill, no
+time limit and another screen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+ROWS = 400
+"""Of 480; those below show the player's state."""
+TICS = 2100
+FIREBALL = "DoomImpBall"
+
+
+class TakeCover(gymnasium.Env):
+    """Dodge the imps' fireballs: reward 1 a tic alive; skill 5, one tic an action, 2,100 tics at most.
+
+    Observations are uint8 [400, 640, 3]. The action's one number moves left below -1/3, right above 1/3.
+    ``info["objects"]`` has the fireballs' middles on the screen, float32 [n, 2]: x and y in pixels.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 35}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None):
+        try:
+            import vizdoom
+        except ImportError as error:
+            raise gymnasium.error.DependencyNotInstalled("TakeCover needs: pip install 'worldvae[doom]'") from error
+        self.render_mode = render_mode
+        self.observation_space = Box(0, 255, (ROWS, 640, 3), np.uint8)
+        self.action_space = Box(-1, 1, (1,), np.float32)
+        self.game = game = vizdoom.DoomGame()
+        game.load_config(str(Path(vizdoom.scenarios_path) / "take_cover.cfg"))
+        game.set_doom_skill(5)
+        game.set_episode_timeout(TICS)
+        game.set_screen_resolution(vizdoom.ScreenResolution.RES_640X480)
+        game.set_screen_format(vizdoom.ScreenFormat.RGB24)
+        game.set_window_visible(False)
+        game.set_labels_buffer_enabled(True)
+        game.set_mode(vizdoom.Mode.PLAYER)
+        game.init()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.game.set_seed(int(self.np_random.integers(2**31)))
+        self.game.new_episode()
+        return self._observation()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        steer = float(np.ravel(action)[0])
+        self.game.make_action([steer < -1 / 3, steer > 1 / 3])
+        truncated = self.game.is_episode_timeout_reached()  # the game then also calls the episode finished
+        terminated = self.game.is_episode_finished() and not truncated
+        observation, info = self._observation()
+        return observation, 1.0, terminated, truncated, info
+
+    def render(self) -> NDArray[np.uint8]:
+        return self._observation()[0]
+
+    def close(self) -> None:
+        self.game.close()
+
+    def _observation(self) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """The screen and the fireballs; after the end all zeros, as the game has no state then."""
+        state = self.game.get_state()
+        if state is None:
+            return np.zeros((ROWS, 640, 3), np.uint8), {"objects": np.empty((0, 2), np.float32)}
+        balls = [(b.x + b.width / 2, b.y + b.height / 2) for b in state.labels if b.object_name == FIREBALL]
+        middles = np.array(balls, np.float32).reshape(-1, 2)
+        return state.screen_buffer[:ROWS], {"objects": middles[middles[:, 1] < ROWS]}
+
+
+gymnasium.register("TakeCover-v0", entry_point=TakeCover)
