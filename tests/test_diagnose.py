@@ -6,7 +6,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -17,17 +16,19 @@ import safetensors.numpy
 
 from agents.report import _diagnosis
 from tests.scenes import SIDE, empty_store, scene_episode, scene_store
-from worldvae import FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
+from worldvae import FrameVAE, FrameVAEConfig, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
+from worldvae.batches import frame_batches
 from worldvae.clips import clips
 from worldvae.diagnose import NUMBERS, RULES, Diagnosis, as_json, diagnose, moving_objects, range_in_words, verdicts
+from worldvae.measures.images import median_frame
 from worldvae.measures.probes import probe
 from worldvae.rollouts import split_episodes
+from worldvae.training import VAELearner, mean_colour
 
 WELL = VAETrainingConfig(
     latent_size=3, objective=ObjectiveConfig(sigma=0.4, free_bits=0), passes=16, held_out=0.25, device="cpu"
 )
 Store = RolloutStore
-Trained = Callable[[Store, VAETrainingConfig], tuple[FrameVAE, Diagnosis]]
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +37,22 @@ def scenes(tmp_path_factory) -> tuple[Store, dict[str, np.ndarray]]:
     return scene_store(tmp_path_factory.mktemp("scenes"), 24, dot=6)
 
 
+def trained(store: Store, config: VAETrainingConfig) -> tuple[FrameVAE, Diagnosis]:
+    """A codec, and its diagnosis on held-out episodes."""
+    train, held_out = split_episodes(len(store), config.held_out, config.seed)
+    steps = round(config.passes * sum(store.visible_counts(train)) / config.batch_size)
+    learner = VAELearner(config, FrameVAEConfig(store.frame_spec, config.latent_size), steps)
+    learner.vae.start_from_colour(mean_colour(store, train))
+    batches = frame_batches(store, train, config.batch_size, config.seed)
+    for _, batch in zip(range(steps), batches, strict=False):
+        learner.step(batch)
+    batches.close()
+    vae = learner.vae.eval()
+    return vae, diagnose(vae, clips(store, held_out, 256), clips(store, train, 256))
+
+
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Trained:
-    """A store and settings -> a codec, and its diagnosis on held-out episodes."""
-
-    def train(store: Store, config: VAETrainingConfig) -> tuple[FrameVAE, Diagnosis]:
-        vae = train_vae(store, config, tmp_path_factory.mktemp("vae"))
-        seen, held_out = split_episodes(len(store), config.held_out, config.seed)
-        return vae, diagnose(vae, clips(store, held_out, 256), clips(store, seen, 256))
-
-    return train
-
-
-@pytest.fixture(scope="module")
-def healthy(scenes, trained) -> tuple[FrameVAE, Diagnosis]:
+def healthy(scenes) -> tuple[FrameVAE, Diagnosis]:
     return trained(scenes[0], WELL)
 
 
@@ -61,7 +64,7 @@ def test_a_well_trained_codec_is_called_healthy(healthy):
     assert names(healthy[1]) == []
 
 
-def test_a_collapsed_posterior_is_called_collapsed_and_nothing_else(scenes, trained):
+def test_a_collapsed_posterior_is_called_collapsed_and_nothing_else(scenes):
     beta = replace(WELL, objective=ObjectiveConfig(sigma=0.1, beta=1e4, free_bits=0), passes=4)
     _, told = trained(scenes[0], beta)
     assert names(told) == ["collapsed"]
@@ -69,13 +72,13 @@ def test_a_collapsed_posterior_is_called_collapsed_and_nothing_else(scenes, trai
     assert told.active_units == 0
 
 
-def test_a_codec_of_a_few_steps_is_called_under_trained(scenes, trained):
+def test_a_codec_of_a_few_steps_is_called_under_trained(scenes):
     few_steps = replace(WELL, objective=ObjectiveConfig(sigma=0.1, free_bits=0), passes=1)
     assert names(trained(scenes[0], few_steps)[1]) == ["under-trained"]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, trained) -> tuple[FrameVAE, Diagnosis]:
+def published(tmp_path_factory) -> tuple[FrameVAE, Diagnosis]:
     """The published objective on a dot of 2x2 pixels."""
     store, _ = scene_store(tmp_path_factory.mktemp("small"), 24, dot=2)
     return trained(store, replace(WELL, latent_size=6, objective=ObjectiveConfig(), passes=12))
@@ -94,14 +97,14 @@ def test_latents_that_are_not_needed_are_called_dead(published):
     assert told.active_units == round((1 - told.dead) * 6) <= 3
 
 
-def test_a_plain_autoencoders_codes_are_said_not_to_fit_the_prior(scenes, trained):
+def test_a_plain_autoencoders_codes_are_said_not_to_fit_the_prior(scenes):
     plain = replace(WELL, latent_size=6, objective=ObjectiveConfig(sigma=0.1, autoencoder=True), passes=12)
     _, told = trained(scenes[0], plain)
     assert {"prior mismatch", "saturated dimensions"} <= set(names(told))
     assert told.objects_lost < 0.2  # what is wrong is the prior alone
 
 
-def test_black_frames_are_told_before_all_that_follows_from_them(tmp_path, trained):
+def test_black_frames_are_told_before_all_that_follows_from_them(tmp_path):
     store = empty_store(tmp_path)
     for seed in range(4):
         episode, _ = scene_episode(seed, dot=6)
@@ -109,7 +112,7 @@ def test_black_frames_are_told_before_all_that_follows_from_them(tmp_path, train
     assert names(trained(store, replace(WELL, passes=1))[1]) == ["black frames"]
 
 
-def test_frames_of_one_colour_are_told(tmp_path, trained):
+def test_frames_of_one_colour_are_told(tmp_path):
     store = empty_store(tmp_path)
     for seed in range(4):
         episode, _ = scene_episode(seed, dot=6)
@@ -117,7 +120,7 @@ def test_frames_of_one_colour_are_told(tmp_path, trained):
     assert names(trained(store, replace(WELL, passes=1))[1]) == ["constant frames"]
 
 
-def test_a_codec_that_knows_its_few_training_frames_by_heart_has_a_gap(tmp_path, trained):
+def test_a_codec_that_knows_its_few_training_frames_by_heart_has_a_gap(tmp_path):
     store, _ = scene_store(tmp_path, 3, dot=6)
     by_heart = replace(WELL, latent_size=6, objective=ObjectiveConfig(sigma=0.1, free_bits=0), passes=100)
     _, told = trained(store, by_heart)
@@ -144,18 +147,20 @@ def test_known_objects_are_judged_by_their_own_pixels(scenes, healthy, published
         mask[20:26, column : column + 6] = True
     assert (seen.frames[masks] == 255).all()
     kept, lost = diagnose(healthy[0], seen, masks=masks), diagnose(published[0], seen, masks=masks)
-    assert kept.psnr_objects > 18 > lost.psnr_objects
+    assert kept.psnr_objects > 15 > lost.psnr_objects
     assert kept.objects_lost < 0.2 < 0.8 < lost.objects_lost
 
 
 def test_moving_objects_are_what_moved_and_is_no_background(scenes):
-    seen = clips(scenes[0], [3], 32)
+    seen = clips(scenes[0], range(24), 768)
     found = moving_objects(seen)
-    assert not found[0].any()
     dot = (seen.frames == 255).all(-1)
-    appeared = dot[1:] & ~dot[:-1]
-    assert found[1:][appeared].all()
-    assert not found[1:][dot[1:] & dot[:-1]].any()
+    for run in seen.runs:
+        now, before = dot[run][1:], dot[run][:-1]
+        assert not found[run][0].any()
+        assert found[run][1:][now & ~before].all()
+        assert not found[run][1:][now & before].any()
+    assert not found[(seen.frames == median_frame(seen.frames)).all(-1)].any()
 
 
 def test_numbers_that_add_up_do(healthy):

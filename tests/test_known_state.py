@@ -51,7 +51,7 @@ def test_an_episode_played_again_tells_its_speed_and_one_of_other_pictures_is_le
     np.testing.assert_array_equal(seen.t, np.arange(STEPS + 1))
     np.testing.assert_allclose(state["speed"], speeds, atol=1e-6)
     assert speeds[-1] > 20
-    assert state["off centre"][-1] > state["off centre"][0]  # it turns right
+    assert np.nanmax(state["off centre"]) > 3  # it turns right
 
 
 def test_from_where_frames_come_out_differently_the_state_is_unknown(drive, tmp_path):

@@ -82,9 +82,10 @@ def moved(base: NDArray[np.float32], latents: NDArray[np.int64], values: NDArray
 
 def between(codes: NDArray[np.float32], steps: int) -> NDArray[np.float32]:
     """Points on the lines from each of the codes [K, Z] to the next and back to the first: float32 [K * steps, Z]."""
-    along = np.arange(steps, dtype=np.float32)[None, :, None] / steps
+    along = (np.arange(steps) / steps).astype(np.float32)[None, :, None]
     following = np.roll(codes, -1, axis=0)
-    return (codes[:, None] + (following - codes)[:, None] * along).reshape(-1, codes.shape[1])
+    points: NDArray[np.float32] = codes[:, None] + (following - codes)[:, None] * along
+    return points.reshape(-1, codes.shape[1])
 
 
 def error_maps(made: Frames, real: Frames, white: float = 0.25) -> Frames:

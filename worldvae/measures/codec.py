@@ -65,7 +65,7 @@ class Diagnosis:
     psnr_gap: float | None = _number("dB", high=2)
     psnr_moving: float | None = _number("dB", low=18)
     psnr_still: float | None = _number("dB", low=24)
-    psnr_objects: float | None = _number("dB", low=18)
+    psnr_objects: float | None = _number("dB", low=15)
     objects_lost: float | None = _number("of objects", high=0.2)
     ssim: float = _number(low=0.8)
     sharpness: float | None = _number(low=0.3, high=1.5)
