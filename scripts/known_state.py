@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from worldvae.checkpoint import CheckpointError
 from worldvae.clips import Clips, clips
 from worldvae.environments import ActionRepeat, make_pixel_env
-from worldvae.frames import to_frames
-from worldvae.rollouts import RolloutStore
+from worldvae.frames import FrameSpec, to_frames
+from worldvae.rollouts import Episode, RolloutStore
 
 AHEAD = 10
 """Tiles of CarRacing's track over which its curve is summed: 35 units, as far as a frame shows."""
@@ -70,7 +70,7 @@ def replayed(store: RolloutStore, most: int) -> tuple[Clips, dict[str, NDArray[n
         raise ValueError(f"no reader of {env_id}'s state (there are: {', '.join(READERS)}): give it by --state FILE")
     env = make_pixel_env(env_id, store.frame_spec.key, None, store.manifest["env_kwargs"])
     env = ActionRepeat(env, store.manifest["action_repeat"])
-    begins = [i for i in range(len(store)) if _same(store, env.reset(seed=store[i].seed)[0], i, 0)]
+    begins = [i for i, e in enumerate(store) if _same(e, 0, env.reset(seed=e.seed)[0], store.frame_spec)]
     if not begins:
         raise ValueError(f"no episode of {store.path} comes out as recorded: Gymnasium draws {env_id} differently now")
     seen = clips(store, begins, most)
@@ -84,22 +84,22 @@ def replayed(store: RolloutStore, most: int) -> tuple[Clips, dict[str, NDArray[n
 
 def _played_again(env: gymnasium.Env, store: RolloutStore, i: int, times: list[int]) -> dict[str, list[float]]:
     """The state at some times of one episode, NaN from where its frames come out differently."""
-    actions, read = store[i].actions, READERS[store.manifest["env_id"]]
+    episode, read = store[i], READERS[store.manifest["env_id"]]
     told: dict[str, list[float]] = {}
-    observation, _ = env.reset(seed=store[i].seed)
+    observation, _ = env.reset(seed=episode.seed)
     matches = True
     for t in range(times[-1] + 1):
         if t:
-            observation, *_ = env.step(actions[t - 1])
+            observation, *_ = env.step(episode.actions[t - 1])
         if t in times:
-            matches = matches and _same(store, observation, i, t)
+            matches = matches and _same(episode, t, observation, store.frame_spec)
             for name, value in read(env).items():
                 told.setdefault(name, []).append(value if matches else np.nan)
     return told
 
 
-def _same(store: RolloutStore, observation: Any, i: int, t: int) -> bool:
-    return np.array_equal(to_frames(observation, store.frame_spec), store[i].frames[t])
+def _same(episode: Episode, t: int, observation: Any, spec: FrameSpec) -> bool:
+    return np.array_equal(to_frames(observation, spec), episode.frames[t])
 
 
 def from_file(path: Path, store: RolloutStore, seen: Clips) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_] | None]:
