@@ -64,7 +64,8 @@ class Judge:
             "prior": self._likeness(self.train),
             "novelty": _aurocs(known, scores),
             "formats": {
-                name: {"bytes": size, "psnr": min(100.0, quality)} for name, (size, quality) in formats.items()
+                name: {"bytes": size, "psnr": None if math.isinf(quality) else quality}  # JSON knows no infinity
+                for name, (size, quality) in self.formats.items()
             },
         }
 
