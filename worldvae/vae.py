@@ -22,6 +22,8 @@ from worldvae.networks import ARCHITECTURES
 
 Architecture = Literal["compact", "paper"]
 KIND = "frame-vae"
+LEAST_SD = 0.1
+"""Frames' sd below which the encoder magnifies them no further: the rare large difference would blow its codes up."""
 CHUNK = {"cpu": 256, "cuda": 8192}
 """Frames encoded or decoded at once, by device: bounds memory, and larger is not faster."""
 
@@ -152,7 +154,7 @@ class FrameVAE(nn.Module):
         images = to_unit(frames.to(self.device))
         mean = images.mean(0, keepdim=True)
         self.encoder.mean.copy_(mean)
-        self.encoder.sd.copy_((images - mean).square().mean().sqrt().clamp(min=1 / 255))
+        self.encoder.sd.copy_((images - mean).square().mean().sqrt().clamp(min=LEAST_SD))
         self.start_from_colour(mean)
 
     @torch.no_grad()
