@@ -6,6 +6,7 @@ time limit and another screen.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class TakeCover(gymnasium.Env):
         game.set_window_visible(False)
         game.set_labels_buffer_enabled(True)
         game.set_mode(vizdoom.Mode.PLAYER)
+        game.set_doom_config_path(str(Path(tempfile.gettempdir()) / "_vizdoom.ini"))  # not into the working folder
         game.init()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -73,9 +75,9 @@ class TakeCover(gymnasium.Env):
         state = self.game.get_state()
         if state is None:
             return np.zeros((ROWS, 640, 3), np.uint8), {"objects": np.empty((0, 2), np.float32)}
-        balls = [(b.x + b.width / 2, b.y + b.height / 2) for b in state.labels if b.object_name == FIREBALL]
+        balls = [(b.x + b.width / 2, b.y + b.height / 2) for b in state.labels or () if b.object_name == FIREBALL]
         middles = np.array(balls, np.float32).reshape(-1, 2)
         return state.screen_buffer[:ROWS], {"objects": middles[middles[:, 1] < ROWS]}
 
 
-gymnasium.register("TakeCover-v0", entry_point=TakeCover)
+gymnasium.register("TakeCover-v0", entry_point="agents.takecover:TakeCover")

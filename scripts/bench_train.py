@@ -111,7 +111,7 @@ def ours(frames: Frames, seed: int, passes: float) -> list[dict[str, float]]:
     config = replace(OURS, seed=seed, passes=passes)
     steps = max(1, int(passes * len(frames.train) / config.batch_size))
     learner = VAELearner(config, FrameVAEConfig(architecture=config.architecture), steps)
-    learner.vae.start_from_colour(frames.colour)
+    learner.vae.start_from(frames.train[:512])
     return trained(learner, frames, config.batch_size, steps, seed, 16, f"ours seed {seed}")
 
 

@@ -52,18 +52,19 @@ class Judge:
         self.features, states = regressor.read(self.real)
         self.modes = _flat(frames.modes(states))
         self.sharpness = laplacian_variance(self.real)
+        self.formats = image_format_sizes(self.real[:200])
 
     def reference(self) -> Numbers:
         """The set's own numbers: training frames as if they were samples, image formats, novelty without a model."""
         scores = {name: neighbour_novelty(self.train, some) for name, some in self.strange.items()}
         known = neighbour_novelty(self.train, self.known)
-        formats = image_format_sizes(self.real[:200])
         return {
             "regressor_r2": r_squared(self.regressor, self.real, self.frames.held_out_states[:MOST]),
             "prior": self._likeness(self.train),
             "novelty": _aurocs(known, scores),
             "formats": {
-                name: {"bytes": size, "psnr": min(100.0, quality)} for name, (size, quality) in formats.items()
+                name: {"bytes": size, "psnr": None if math.isinf(quality) else quality}  # JSON knows no infinity
+                for name, (size, quality) in self.formats.items()
             },
         }
 
@@ -118,8 +119,7 @@ class Judge:
     def _bytes(self, vae: FrameVAE, codes: np.ndarray) -> Numbers:
         """One byte a latent, and the image format that needs the fewest bytes for as good a picture."""
         quality = psnr(_mse(self.real, vae.decode(restore(quantise("mean", codes, "uint8"), "mean"))))
-        formats = image_format_sizes(self.real[:200])
-        size, name = min((size, name) for name, (size, good) in formats.items() if good >= quality)
+        size, name = min((size, name) for name, (size, good) in self.formats.items() if good >= quality)
         told = {"code": codes.shape[1], "image": size, "saved": size - codes.shape[1]}
         return {**told, "psnr": quality, "image_format": name}
 

@@ -68,7 +68,7 @@ def told(env: gymnasium.Env, info: dict[str, Any]) -> Any:
 
 SOURCES = {
     "pong": Source(
-        "ALE/Pong-v5", "ball", lambda: atari("Pong"), lambda e, _: ball(e, 49, 54, -49, -14, 255), 10, 800, 4
+        "ALE/Pong-v5", "ball", lambda: atari("Pong"), lambda e, _: ball(e, 49, 54, -49, -14, 255), 20, 800, 4
     ),
     "breakout": Source(
         "ALE/Breakout-v5", "ball", lambda: atari("Breakout"), lambda e, _: ball(e, 99, 101, -49, 9, 179), 40, 200, 4
@@ -89,7 +89,9 @@ def scenes(source: Source, spec: FrameSpec, seed: int) -> Iterator[tuple[Episode
         return to_frames(observation, spec), middles.astype(np.float32)
 
     for episode_seed in range(10_000 * seed, 10_000 * seed + source.episodes):
-        shown, actions, rewards = [seen(*env.reset(seed=episode_seed))], [], []
+        shown = [seen(*env.reset(seed=episode_seed))]
+        actions: list[Any] = []
+        rewards: list[float] = []
         env.action_space.seed(int(random.integers(2**31)))
         ends = (False, False)
         while not any(ends) and len(rewards) < source.most_steps:
@@ -100,12 +102,18 @@ def scenes(source: Source, spec: FrameSpec, seed: int) -> Iterator[tuple[Episode
         frames = np.stack([frame for frame, _ in shown])
         visible = np.ones(len(frames), bool)
         visible[-1] = frames[-1].any()
-        over = {"terminated": ends[0], "truncated": not ends[0], "seed": episode_seed, "policy": "random"}
-        steps = source.action_repeat * len(rewards)
-        yield (
-            Episode(frames, np.array(actions), np.array(rewards, np.float32), visible, **over, env_steps=steps),
-            [points for _, points in shown],
+        episode = Episode(
+            frames,
+            np.array(actions),
+            np.array(rewards, np.float32),
+            visible,
+            terminated=ends[0],
+            truncated=not ends[0],
+            seed=episode_seed,
+            policy="random",
+            env_steps=source.action_repeat * len(rewards),
         )
+        yield episode, [points for _, points in shown]
     env.close()
 
 

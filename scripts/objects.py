@@ -119,7 +119,7 @@ def main(
     config = VAETrainingConfig(latent_size=latent_size, passes=passes, colour_jitter=0.0)
     rows = [row for env in envs for seed in seeds for row in measure(env, seed, list(objectives), config, out)]
     names = ("env", "seed", "objective", "recall", "precision", "position_error", "psnr", "kl_nats")
-    print(cli.table([names, *([row[name] for name in names] for row in rows)]))
+    print(cli.table([names, *(tuple(row[name] for name in names) for row in rows)]))
     if json_file is not None:
         write_record(json_file, {"runs": rows, **cli.provenance()})
 

@@ -67,7 +67,6 @@ def test_one_command_writes_the_record_the_page_and_the_table(dots, tmp_path, ca
     assert run["bytes"]["code"] == 32
     assert 0 < run["bits_per_dim"] < 20
     assert all(0 <= run["prior"][name] <= 1 for name in ("precision", "recall", "coverage", "dropped"))
-    assert of_set["real"]["prior"]["precision"] > run["prior"]["precision"]
     page = cv2.imread(str(tmp_path / "compare_carracing.png"))
     assert page.shape[0] == 3 * 66 + 2  # real frames and two models
     shown = capsys.readouterr().out
@@ -83,7 +82,7 @@ def test_what_is_done_is_not_done_again(dots, tmp_path, capsys):
     (tmp_path / "carracing" / "gan-1" / "run.json").unlink()  # as if killed before it was written
     capsys.readouterr()
     again = compared(dots, tmp_path)
-    assert capsys.readouterr().err.count("done") == 1
+    assert capsys.readouterr().err.splitlines() == [f"{tmp_path / 'carracing' / 'gan-1'} done"]
     changed = {path.parent.name for path, when in written.items() if path.stat().st_mtime_ns != when}
     assert changed == {"gan-1"}
     for told in (first, again):
@@ -222,20 +221,21 @@ def test_fine_tuning_leaves_the_encoder_and_a_gans_encoder_leaves_the_decoder(fe
 
 
 def test_a_gan_learns_to_make_what_it_is_shown():
-    """Frames of one bright square somewhere on the left, from a decoder that starts out grey all over."""
-    spec = FrameSpec(16, 16, 1)
+    """Frames of one bright square anywhere but at the edges, from a decoder that starts out dark grey all over."""
     random = np.random.default_rng(0)
-    frames = np.zeros((64, 16, 16, 1), np.uint8)
-    for frame, (x, y) in zip(frames, random.integers(1, (5, 11), (64, 2)), strict=True):
+    frames = np.zeros((32, 16, 16, 1), np.uint8)
+    for frame, (x, y) in zip(frames, random.integers(2, 11, (32, 2)), strict=True):
         frame[y : y + 4, x : x + 4] = 255
     torch.manual_seed(0)
-    learner = AdversarialLearner(FrameVAE(FrameVAEConfig(spec, 4)), AdversarialConfig(average=0.9), seed=0)
-    for _ in range(150):
+    vae = FrameVAE(FrameVAEConfig(FrameSpec(16, 16, 1), 4))
+    vae.start_from_colour(torch.tensor([frames.mean() / 255], dtype=torch.float32))
+    learner = AdversarialLearner(vae, AdversarialConfig(average=0.9), seed=0)
+    for _ in range(200):
         learner.step(torch.from_numpy(frames))
     made = learner.finish().sample(64) / 255
     assert made.mean() == pytest.approx(frames.mean() / 255, abs=0.03)
-    assert made[:, :, 9:].mean() < 0.01
     assert made.max((1, 2, 3)).mean() > 0.8
+    assert made[:, [0, -1]].mean() < 0.75 * frames.mean() / 255
 
 
 def test_the_penalty_is_that_of_the_squared_gradient_on_real_frames():

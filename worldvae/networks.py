@@ -37,7 +37,7 @@ class PaperEncoder(nn.Module):
 
 
 class PaperDecoder(nn.Module):
-    """float [B, Z] -> float [B, C, 64, 64] in [0, 1]."""
+    """float [B, Z] -> logits of images, float [B, C, 64, 64]."""
 
     def __init__(self, frame: FrameSpec, latent_size: int):
         super().__init__()
@@ -53,7 +53,7 @@ class PaperDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(self.deconvs(self.project(z)[:, :, None, None]))
+        return self.deconvs(self.project(z)[:, :, None, None])
 
 
 class Residual(nn.Module):
@@ -94,7 +94,8 @@ class CompactEncoder(nn.Module):
 
 
 class CompactDecoder(nn.Module):
-    """float [B, Z] -> float [B, C, H, W] in [0, 1]: the encoder mirrored, with residual blocks and richer patches."""
+    """float [B, Z] -> logits of images, float [B, C, H, W]: the encoder mirrored, with residual blocks and richer
+    patches."""
 
     def __init__(self, frame: FrameSpec, latent_size: int):
         super().__init__()
@@ -114,7 +115,7 @@ class CompactDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return torch.sigmoid(self.deconvs(self.project(z).unflatten(1, self.map_shape).permute(0, 3, 1, 2)))
+        return self.deconvs(self.project(z).unflatten(1, self.map_shape).permute(0, 3, 1, 2))
 
 
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {

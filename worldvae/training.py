@@ -91,10 +91,12 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     steps = max(1, round(config.passes * frames / config.batch_size))
     vae_config = FrameVAEConfig(store.frame_spec, config.latent_size, config.architecture)
     learner = VAELearner(config, vae_config, steps, world)
-    learner.vae.start_from_colour(mean_colour(store, train))
+    sample = some_frames(store, train)
+    learner.vae.start_from(sample)
     motion = config.objective.weighting == "motion"
     if config.objective.weighting == "background":
-        learner.background = background(store, train).to(learner.device)
+        median = torch.from_numpy(median_frame(sample.numpy(), len(sample)))
+        learner.background = to_unit(median[None]).to(learner.device)
     judge = HeldOut(learner, store, held_out, folder, {"frames": frames, "steps": steps, **asdict(config)})
     per_pass = max(1, round(steps / config.passes))
     budget = int(config.budget_gib * 2**30)
@@ -125,11 +127,10 @@ def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) ->
     return torch.from_numpy(np.mean(colours, 0)).float()
 
 
-def background(store: RolloutStore, episodes: Sequence[int], most: int = 256) -> Tensor:
-    """The frames' median of each pixel, float [1, C, H, W], over about so many frames of all episodes."""
+def some_frames(store: RolloutStore, episodes: Sequence[int], most: int = 512) -> Tensor:
+    """About so many frames uint8 [B, H, W, C], evenly from all episodes."""
     every = max(1, sum(store.visible_counts(episodes)) // most)
-    frames = np.concatenate([store.visible_frames(e)[::every] for e in episodes])
-    return to_unit(torch.from_numpy(median_frame(frames, len(frames))[None]))
+    return torch.from_numpy(np.concatenate([store.visible_frames(e)[::every] for e in episodes]))
 
 
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:

@@ -79,6 +79,40 @@ class FrameVAEConfig:
             raise ValueError(f"architecture 'compact' takes heights and widths of multiples of 16, not {size}")
 
 
+class Encoder(nn.Module):
+    """Images float [B, C, H, W] in [0, 1] -> mean and log-variance, each [B, Z].
+
+    The network sees what differs from the mean frame, in units of its sd: small things in large still
+    pictures are then no whisper.
+    """
+
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, net: nn.Module, frame: FrameSpec):
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.zeros(1, frame.channels, frame.height, frame.width))
+        self.register_buffer("sd", torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net((images - self.mean) / self.sd)
+
+
+class Decoder(nn.Module):
+    """Codes float [B, Z] -> images float [B, C, H, W] in [0, 1]: the mean frame, and what the network adds to it."""
+
+    background: Tensor
+
+    def __init__(self, net: nn.Module, frame: FrameSpec):
+        super().__init__()
+        self.net = net
+        self.register_buffer("background", torch.zeros(1, frame.channels, frame.height, frame.width))  # as logits
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.sigmoid(self.net(z) + self.background)
+
+
 class FrameVAE(nn.Module):
     """A convolutional VAE over frames.
 
@@ -92,8 +126,9 @@ class FrameVAE(nn.Module):
         super().__init__()
         self.config = config or FrameVAEConfig()
         encoder, decoder = ARCHITECTURES[self.config.architecture]
-        self.encoder = encoder(self.config.frame, self.latent_size)
-        self.decoder = decoder(self.config.frame, self.latent_size)
+        frame = self.config.frame
+        self.encoder = Encoder(encoder(frame, self.latent_size), frame)
+        self.decoder = Decoder(decoder(frame, self.latent_size), frame)
         self.register_buffer("noise_sd", torch.tensor(1.0))
         self.sha256 = ""
         nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -108,16 +143,23 @@ class FrameVAE(nn.Module):
         return self.noise_sd.device
 
     @torch.no_grad()
-    def start_from_colour(self, colour: Tensor) -> None:
-        """Makes the untrained decoder paint ``colour``, float [C] in [0, 1].
+    def start_from(self, frames: Tensor) -> None:
+        """Makes an untrained codec see and paint what differs from the mean of frames uint8 [B, H, W, C].
 
-        Without it the first steps push every pixel of a dark environment to black at once, far into
-        the sigmoid's flat end, and small bright things may never come back.
+        Without it the first steps go into the mean picture, where small things are too faint to be noticed, and
+        every pixel of a dark environment is pushed to black, far into the sigmoid's flat end.
         """
-        *_, last = (m for m in self.decoder.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
-        assert last.bias is not None
-        logit = torch.logit(colour.clamp(0.01, 0.99)).to(self.device)
-        last.bias.copy_(logit.repeat_interleave(len(last.bias) // len(logit)))  # each channel's pixels of a patch
+        images = to_unit(frames.to(self.device))
+        mean = images.mean(0, keepdim=True)
+        self.encoder.mean.copy_(mean)
+        self.encoder.sd.copy_((images - mean).square().mean().sqrt().clamp(min=1 / 255))
+        self.start_from_colour(mean)
+
+    @torch.no_grad()
+    def start_from_colour(self, colour: Tensor) -> None:
+        """Makes the untrained decoder paint ``colour``, float in [0, 1]: [C], or a picture [1, C, H, W]."""
+        logit = torch.logit(colour.to(self.device).clamp(0.01, 0.99))
+        self.decoder.background.copy_(logit if logit.ndim == 4 else logit[:, None, None])
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, DiagonalGaussian]:
         """images float [B, C, H, W] in [0, 1] and noise [B, Z] -> reconstructions of a sample, and the posterior."""

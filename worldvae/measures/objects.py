@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, max_pool2d
+from torch.nn.functional import binary_cross_entropy_with_logits, max_pool2d
 
 from worldvae.frames import Frames, to_unit
 
@@ -22,28 +22,28 @@ RADIUS = 2.0
 class Detector(nn.Module):
     """float [B, C, H, W] in [0, 1] -> logits [B, H, W] of an object's middle being in that pixel; H and W even.
 
-    It sees 11 x 11 pixels: enough to know a ball, too little to guess where one would be.
+    It sees some 14 x 14 pixels: enough to know a ball, too little to guess where one would be.
     """
-
-    def __init__(self, channels: int, width: int = 12):
-        super().__init__()
-        self.fine = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.SiLU())
-        self.coarse = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
-            nn.SiLU(),
-        )
-        self.head = nn.Conv2d(3 * width, 1, 3, padding=1)
-        self.register_buffer("threshold", torch.tensor(0.5))
-        nn.init.constant_(self.head.bias, -6.0)  # type: ignore[arg-type]
 
     threshold: Tensor
 
+    def __init__(self, channels: int, width: int = 24):
+        super().__init__()
+        self.convs = nn.Sequential(  # on half the size, four pixels side by side: a third of the time
+            nn.PixelUnshuffle(2),
+            nn.Conv2d(4 * channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+            last := nn.Conv2d(width, 4, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        self.register_buffer("threshold", torch.tensor(0.5))
+        nn.init.constant_(last.bias, -6.0)  # type: ignore[arg-type]
+        nn.Module.to(self, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def forward(self, images: Tensor) -> Tensor:
-        fine = self.fine(images)
-        coarse = interpolate(self.coarse(fine), scale_factor=2.0)
-        return self.head(torch.cat([fine, coarse], 1)).squeeze(1)
+        return self.convs(images).squeeze(1)
 
     @torch.no_grad()
     def find(self, frames: Frames) -> list[Points]:
@@ -68,7 +68,7 @@ def _peaks(probability: Tensor, threshold: float) -> list[Points]:
 
 
 def fit_detector(
-    frames: Frames, objects: Sequence[Points], seed: int = 0, steps: int = 1500, batch: int = 32
+    frames: Frames, objects: Sequence[Points], seed: int = 0, steps: int = 1200, batch: int = 32
 ) -> Detector:
     """A detector of the objects in frames uint8 [N, H, W, C]; its threshold is where it is best on a tenth
     of them that it does not learn from.
@@ -110,7 +110,7 @@ def _heat(points: Points, height: int, width: int) -> NDArray[np.float32]:
 
 def _choose_threshold(detector: Detector, frames: Frames, objects: Sequence[Points]) -> None:
     scores = {}
-    for threshold in np.arange(0.15, 0.9, 0.05):
+    for threshold in np.arange(0.15, 0.9, 0.1):
         detector.threshold.fill_(float(threshold))
         told = score(detector.find(frames), objects)
         scores[float(threshold)] = 2 * told.recall * told.precision / max(1e-9, told.recall + told.precision)
