@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from agents.report import _diagnosis
+from scripts.diagnose import split
 from tests.scenes import SIDE, empty_store, scene_episode, scene_store
 from worldvae import FrameVAE, FrameVAEConfig, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
 from worldvae.batches import frame_batches
@@ -246,18 +247,11 @@ def test_the_command_prints_verdicts_and_writes_record_and_page_beside_the_codec
     assert "under-trained" in _diagnosis(tmp_path / "vae")
 
 
-def test_a_codec_of_unknown_training_is_judged_on_all_episodes_without_a_gap(scenes, healthy, tmp_path):
-    healthy[0].save(tmp_path / "vae")
-    done = command(tmp_path / "vae", scenes[0].path, "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "all episodes count as held out" in done.stdout
-    told = json.loads((tmp_path / "out" / "diagnosis.json").read_text())
-    assert told["numbers"]["frames"]["value"] == 24 * 32
-    assert told["numbers"]["psnr_gap"]["value"] is None
-    assert sorted(path.name for path in (tmp_path / "vae").iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_folder_without_a_codec_is_told_in_a_sentence(scenes, tmp_path):
-    done = command(tmp_path, scenes[0].path)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: no frame-vae in")
+def test_a_codec_of_unknown_training_is_judged_on_all_episodes(scenes, healthy, tmp_path):
+    store, _ = scenes
+    healthy[0].save(tmp_path)
+    assert split(tmp_path, store) == ([], list(range(24)))
+    healthy[0].save(tmp_path, {"held_out": 0.25, "seed": 0, "frames": 18 * 32})
+    assert split(tmp_path, store) == split_episodes(24, 0.25, 0)
+    healthy[0].save(tmp_path, {"held_out": 0.25, "seed": 0, "frames": 5})  # trained on another store
+    assert split(tmp_path, store) == ([], list(range(24)))

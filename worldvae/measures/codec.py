@@ -23,7 +23,7 @@ from worldvae.measures.probes import Probe
 from worldvae.vae import DiagonalGaussian, FrameVAE
 
 IWAE_SAMPLES = 64
-IWAE_FRAMES = 48
+IWAE_FRAMES = 32
 """Frames on which the importance-weighted bound is compared with the ELBO: each is decoded 64 times."""
 
 
