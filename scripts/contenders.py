@@ -19,7 +19,7 @@ from worldvae.vae import FrameVAE, FrameVAEConfig
 BATCH_SIZE = 32
 CALIBRATED = ObjectiveConfig(sigma="optimal", free_bits=0.0)
 """On a calibrated decoder beta means what it says."""
-FINE_TUNING = AdversarialConfig(fidelity=1.0)
+FINE_TUNING = AdversarialConfig(fidelity=0.1)
 
 
 @dataclass(frozen=True)
