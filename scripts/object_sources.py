@@ -9,7 +9,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import safetensors.numpy
 
+from worldvae.checkpoint import write_atomically
 from worldvae.environments import UnknownEnvironment
 from worldvae.frames import Frames, FrameSpec, to_frames
 from worldvae.measures.objects import Points
@@ -123,7 +125,7 @@ def collect(source: Source, folder: Path, seed: int) -> tuple[RolloutStore, list
     Collects what is not there yet.
     """
     spec = FrameSpec()
-    if not (folder / "objects.npz").exists():
+    if not (folder / "objects.safetensors").exists():
         env = source.make()
         store = RolloutStore.create(folder, env_id=source.env, frame_spec=spec, action_space=env.action_space)
         env.close()
@@ -133,8 +135,8 @@ def collect(source: Source, folder: Path, seed: int) -> tuple[RolloutStore, list
                 store.append(episode)
             objects[f"points {i}"] = np.concatenate(points)
             objects[f"counts {i}"] = np.array([len(p) for p in points])
-        np.savez(folder / "objects.npz", **objects)
+        write_atomically(folder / "objects.safetensors", safetensors.numpy.save(objects))
     store = RolloutStore(folder)
-    with np.load(folder / "objects.npz") as file:
-        split = [np.split(file[f"points {i}"], np.cumsum(file[f"counts {i}"])[:-1]) for i in range(len(store))]
+    told = safetensors.numpy.load_file(folder / "objects.safetensors")
+    split = [np.split(told[f"points {i}"], np.cumsum(told[f"counts {i}"])[:-1]) for i in range(len(store))]
     return store, [[p for p, v in zip(points, store[i].visible, strict=True) if v] for i, points in enumerate(split)]
