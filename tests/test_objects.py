@@ -15,7 +15,6 @@ from scipy.optimize import linear_sum_assignment
 
 from scripts.object_sources import SOURCES, collect
 from tests.moving_dots import MovingDots
-from worldvae.frames import FrameSpec, to_frames
 from worldvae.measures.objects import Detector, fit_detector, matches, score, survival
 
 POINTS = st.integers(0, 5).flatmap(lambda n: arrays(np.float32, (n, 2), elements=st.floats(0, 9, width=16)))
@@ -142,7 +141,7 @@ def test_take_covers_fireballs_are_told_where_they_burn():
     assert all((a == b).all() for (a, _), (b, _) in zip(seen[0], seen[1], strict=True))
     burning = [screen[int(y), int(x)] for screen, middles in seen[0] for x, y in middles]
     assert len(burning) > 20
-    assert np.mean([red > 1.5 * blue for red, _, blue in np.array(burning, float)]) > 0.8
+    assert np.mean([pixel.min() > 200 for pixel in burning]) > 0.8, "white hot in their middles"
     env.close()
 
 
@@ -158,11 +157,3 @@ def test_a_sources_rollouts_come_with_the_objects_of_each_visible_frame(tmp_path
             np.testing.assert_array_equal(here, there)
             for x, y in here.astype(int):
                 assert (frame[y - 1 : y + 1, x - 1 : x + 1] == (250, 240, 230)).all()
-
-
-def test_positions_follow_the_frames_size():
-    env = MovingDots()
-    screen, info = env.reset(seed=2)
-    half = to_frames(screen, FrameSpec(32, 32))
-    for x, y in info["objects"] / 2:
-        assert half[int(y - 0.5), int(x - 0.5)].min() > 140
