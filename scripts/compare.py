@@ -168,7 +168,7 @@ def main(
     data: tuple[Data, ...] = ("sprites", "carracing"),
     models: tuple[Model, ...] = MODELS,
     seeds: int | None = None,
-    steps: int = 1200,
+    steps: int = 1000,
     regressor_steps: int = 3000,
     rollouts: Path | None = None,
     out: Path = Path("runs/compare"),

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
 
 from scripts.adversarial import AdversarialConfig, AdversarialLearner
 from scripts.frame_sets import FrameSet
+from worldvae.frames import to_unit
 from worldvae.objective import ObjectiveConfig
 from worldvae.training import VAELearner, VAETrainingConfig
 from worldvae.vae import FrameVAE, FrameVAEConfig
@@ -48,6 +48,8 @@ def gan(frames: FrameSet, steps: int, seed: int) -> FrameVAE:
     That encoder maximises the ELBO of the finished generator, and so bounds its likelihood.
     """
     learner = _learner(CALIBRATED, frames, max(1, steps // 3), seed)
+    images = to_unit(torch.from_numpy(frames.train[:512]))
+    learner.vae.start_from_colour(images.mean((0, 2, 3)))  # a mean picture is told at once, and little is learned
     _adversarially(learner.vae, AdversarialConfig(), frames, steps, seed)
     learner.vae.decoder.requires_grad_(False)
     return _learned(learner, frames, max(1, steps // 3), seed)
@@ -79,7 +81,7 @@ def _learner(objective: ObjectiveConfig, frames: FrameSet, steps: int, seed: int
         device="cpu",
     )
     learner = VAELearner(config, FrameVAEConfig(frames.spec, frames.latent_size), steps)
-    learner.vae.start_from_colour(torch.from_numpy(np.float32(frames.train[:1000].mean((0, 1, 2)) / 255)))
+    learner.vae.start_from(torch.from_numpy(frames.train[:512]))
     return learner
 
 

@@ -214,6 +214,7 @@ def test_fine_tuning_leaves_the_encoder_and_a_gans_encoder_leaves_the_decoder(fe
     assert torch.equal(tuned.posterior(images).mean, vae.posterior(images).mean)
     assert not torch.equal(tuned.decoder(z), vae.decoder(z))
     start = contenders._learner(contenders.CALIBRATED, few_sprites, 1, 0).vae
+    start.start_from_colour(to_unit(torch.from_numpy(few_sprites.train)).mean((0, 2, 3)))
     made = contenders._adversarially(start, AdversarialConfig(), few_sprites, 3, 0)
     whole = contenders.gan(few_sprites, 3, 0)
     assert torch.equal(whole.decoder(z), made.decoder(z))
