@@ -18,7 +18,7 @@ from scripts.state_regressor import StateRegressor, r_squared
 from worldvae.frames import Frames
 from worldvae.latents import quantise, restore
 from worldvae.measures.disentanglement import dci, factor_vae_score, mutual_information_gap
-from worldvae.measures.images import image_format_sizes, laplacian_variance, psnr
+from worldvae.measures.images import image_format_sizes, laplacian_variance, psnr, squared_error
 from worldvae.measures.likelihood import held_out_likelihood
 from worldvae.measures.samples import (
     dropped_modes,
@@ -162,7 +162,7 @@ def _aurocs(known: np.ndarray, strange: dict[str, np.ndarray]) -> Numbers:
 
 def _mse(frames: Frames, made: Frames) -> float:
     """Of pixels in [0, 1]."""
-    return float(np.square((made.astype(np.float32) - frames) / 255).mean())
+    return float(squared_error(made, frames).mean())
 
 
 def _flat(lists: list[list[Any]]) -> list[Any]:

@@ -17,6 +17,7 @@ from scripts import cli
 from scripts.object_sources import SOURCES, collect
 from worldvae.checkpoint import read_json, write_json, write_record
 from worldvae.frames import Frames
+from worldvae.measures.images import psnr, squared_error
 from worldvae.measures.objects import Detector, Points, fit_detector, score, survival
 from worldvae.objective import ObjectiveConfig
 from worldvae.pictures import grid, save_png
@@ -48,12 +49,10 @@ def held_out_scene(
 def judged(vae: FrameVAE, detector: Detector, frames: Frames, objects: list[Points]) -> dict[str, Any]:
     """One codec on held-out frames."""
     decoded = vae.decode(vae.encode(frames).mean.numpy())
-    return {**asdict(survival(detector, frames, decoded, objects)), "psnr": _psnr(frames, decoded)}
-
-
-def _psnr(frames: Frames, decoded: Frames) -> float:
-    error = np.mean([np.square((a.astype(np.float32) - b) / 255).mean() for a, b in zip(frames, decoded, strict=True)])
-    return float(-10 * np.log10(error))
+    return {
+        **asdict(survival(detector, frames, decoded, objects)),
+        "psnr": psnr(float(squared_error(decoded, frames).mean())),
+    }
 
 
 def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConfig, out: Path) -> list[dict[str, Any]]:

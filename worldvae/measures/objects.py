@@ -45,13 +45,15 @@ class Detector(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.convs(images).squeeze(1)
 
-    @torch.no_grad()
     def find(self, frames: Frames) -> list[Points]:
         """The objects in each frame uint8 [B, H, W, C]: peaks of the probability that reach the threshold."""
-        found = []
-        for chunk in torch.from_numpy(np.ascontiguousarray(frames)).split(256):
-            found += _peaks(self(to_unit(chunk)).sigmoid(), self.threshold.item())
-        return found
+        return _peaks(self.probability(frames), self.threshold.item())
+
+    @torch.no_grad()
+    def probability(self, frames: Frames) -> Tensor:
+        """Of an object's middle in each pixel: float [B, H, W]."""
+        chunks = torch.from_numpy(np.ascontiguousarray(frames)).split(256)
+        return torch.cat([self(to_unit(chunk)).sigmoid() for chunk in chunks])
 
 
 def _peaks(probability: Tensor, threshold: float) -> list[Points]:
@@ -109,10 +111,9 @@ def _heat(points: Points, height: int, width: int) -> NDArray[np.float32]:
 
 
 def _choose_threshold(detector: Detector, frames: Frames, objects: Sequence[Points]) -> None:
-    scores = {}
+    scores, probability = {}, detector.probability(frames)
     for threshold in np.arange(0.15, 0.9, 0.1):
-        detector.threshold.fill_(float(threshold))
-        told = score(detector.find(frames), objects)
+        told = score(_peaks(probability, float(threshold)), objects)
         scores[float(threshold)] = 2 * told.recall * told.precision / max(1e-9, told.recall + told.precision)
     detector.threshold.fill_(max(scores, key=lambda t: scores[t]))
 
