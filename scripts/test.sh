@@ -4,4 +4,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 set_up dev
 set_up_envpool
 export OMP_NUM_THREADS=1 # a test file a process, each on one thread
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

@@ -82,7 +82,7 @@ class Diagnosis:
     dead: float = _number("of latents", high=0.5)
     saturated: int = _number("latents", high=0)
     prior_gap: float = _number("nats a latent", high=0.5)
-    change: float = _number("of variance", high=0.5)
+    change: float = _number("of variance", high=1)
     bytes_per_frame: float = _number("bytes")
     bytes_in_theory: float = _number("bytes")
     kl_of: NDArray[np.float64] = field(repr=False)
