@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from worldvae import CheckpointError, DiagonalGaussian, FrameSpec, FrameVAE, FrameVAEConfig
 from worldvae.checkpoint import read_json, save_model
+from worldvae.vae import MOST_LOGVAR
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,18 @@ def test_decoding_gives_back_the_kind_of_array_it_was_given(vae):
     from_tensor = vae.decode(torch.from_numpy(z))
     assert isinstance(from_tensor, torch.Tensor)
     assert np.array_equal(from_tensor.numpy(), vae.decode(z))
+
+
+def test_a_posterior_as_wide_as_can_be_still_has_a_kl_and_is_led_back():
+    vae = FrameVAE()
+    bias = vae.encoder.net.posterior.bias
+    with torch.no_grad():
+        bias[vae.latent_size :] = 200  # whose exponential no float32 holds
+    posterior = vae.posterior(torch.rand(2, 3, 64, 64))
+    assert posterior.logvar.max() == MOST_LOGVAR
+    assert posterior.kl().isfinite().all()
+    posterior.kl().sum().backward()
+    assert (bias.grad[vae.latent_size :] > 1).all(), "descent lowers it"
 
 
 def test_prior_samples_come_from_the_seed(vae):

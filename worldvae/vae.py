@@ -24,6 +24,9 @@ Architecture = Literal["compact", "paper"]
 KIND = "frame-vae"
 LEAST_SD = 0.1
 """Frames' sd below which the encoder magnifies them no further: the rare large difference would blow its codes up."""
+MOST_LOGVAR = 5.0
+"""A posterior twelve times as wide as the prior says nothing; wider ones only overflow. Below the free bits'
+floor nothing else would hold them."""
 CHUNK = {"cpu": 256, "cuda": 8192}
 """Frames encoded or decoded at once, by device: bounds memory, and larger is not faster."""
 
@@ -171,7 +174,9 @@ class FrameVAE(nn.Module):
     def posterior(self, images: Tensor) -> DiagonalGaussian:
         """float [B, C, H, W] in [0, 1] -> q(z | x), in float32 under autocast too."""
         mean, logvar = self.encoder(images)
-        return DiagonalGaussian(mean.float(), logvar.float())
+        logvar = logvar.float()
+        beyond = (logvar - MOST_LOGVAR).relu().detach()  # taken off with the gradient left as it is: it leads back
+        return DiagonalGaussian(mean.float(), logvar - beyond)
 
     @torch.no_grad()
     def encode(self, frames: NDArray[np.uint8] | Tensor) -> DiagonalGaussian:
