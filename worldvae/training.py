@@ -276,7 +276,8 @@ class HeldOut:
     ):
         self.learner, self.folder, self.summary = learner, folder, summary
         every = max(1, sum(store.visible_counts(episodes)) // self.FRAMES)
-        self.frames = torch.from_numpy(np.concatenate([store.visible_frames(e)[::every] for e in episodes]))
+        middles = slice(every // 2, None, every)  # from 0 on, the first frames of episodes would count too often
+        self.frames = torch.from_numpy(np.concatenate([store.visible_frames(e)[middles] for e in episodes]))
         self.best = float("inf")
 
     @torch.no_grad()
