@@ -25,6 +25,7 @@ from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.training import VAETrainingConfig, train_vae
 from worldvae.vae import FrameVAE
 
+COLUMNS = 10
 OBJECTIVES = {
     "published": ObjectiveConfig(),
     "calibrated": ObjectiveConfig(sigma="optimal", free_bits=0.0),
@@ -60,7 +61,7 @@ def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConf
     folder = out / f"{name}-{seed}"
     source = SOURCES[name]
     store, objects = collect(source, folder / "rollouts", seed)
-    config = replace(config, seed=seed, held_out=0.2)
+    config = replace(config, seed=seed)
     scene = held_out_scene(store, objects, config)
     detector, own = None, None
     results = []
@@ -81,24 +82,26 @@ def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConf
                 "detector": own,
             }  # fmt: skip
             write_json(file, row)
-            save_png(folder / f"{objective}.png", picture(vae, *scene["held_out"]))
         results.append(read_json(file))
         results[-1].pop("checksum", None)
         print(json.dumps({k: results[-1][k] for k in ("objective", "recall", "precision", "psnr", "kl_nats")}))
     return results
 
 
-def picture(vae: FrameVAE, frames: Frames, objects: list[Points], columns: int = 10) -> Frames:
-    """Held-out frames with objects above their reconstructions."""
+def picture(name: str, seed: int, objectives: list[str], config: VAETrainingConfig, out: Path) -> Frames:
+    """Held-out frames with objects, above what each objective's codec makes of them."""
+    folder = out / f"{name}-{seed}"
+    frames, objects = held_out_scene(*collect(SOURCES[name], folder / "rollouts", seed), config)["held_out"]
     with_objects = np.flatnonzero([len(points) for points in objects])
-    shown = frames[with_objects[np.linspace(0, len(with_objects) - 1, columns).astype(int)]]
-    return grid(np.stack([shown, vae.decode(vae.encode(shown).mean.numpy())]), scale=3)
+    shown = frames[with_objects[np.linspace(0, len(with_objects) - 1, COLUMNS + 2).astype(int)[1:-1]]]
+    codecs = [FrameVAE.load(folder / objective) for objective in objectives]
+    return grid(np.stack([shown, *(vae.decode(vae.encode(shown).mean.numpy()) for vae in codecs)]), scale=2)
 
 
 def main(
     out: Path = Path("runs/objects"),
     envs: tuple[str, ...] = ("pong", "takecover"),
-    objectives: tuple[str, ...] = ("published", "calibrated"),
+    objectives: tuple[str, ...] = ("published", "calibrated, moving pixels"),
     seeds: tuple[int, ...] = (0, 1, 2),
     passes: float = 8.0,
     latent_size: int = 64,
@@ -113,14 +116,16 @@ def main(
         seeds: of episodes, codecs and detectors.
         passes: of training, the same for all.
         latent_size: Z.
-        json_file: where the record goes.
+        json_file: where the record goes; a picture goes beside it.
     """
-    config = VAETrainingConfig(latent_size=latent_size, passes=passes, colour_jitter=0.0)
+    config = VAETrainingConfig(latent_size=latent_size, passes=passes, colour_jitter=0.0, held_out=0.2)
     rows = [row for env in envs for seed in seeds for row in measure(env, seed, list(objectives), config, out)]
     names = ("env", "seed", "objective", "recall", "precision", "position_error", "psnr", "kl_nats")
     print(cli.table([names, *(tuple(row[name] for name in names) for row in rows)]))
     if json_file is not None:
         write_record(json_file, {"runs": rows, **cli.provenance()})
+        pages = [picture(env, seeds[0], list(objectives), replace(config, seed=seeds[0]), out) for env in envs]
+        save_png(json_file.with_suffix(".png"), np.concatenate(pages))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import cv2
 import gymnasium
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.optimize import linear_sum_assignment
 
+from scripts import objects as command
 from scripts.object_sources import SOURCES, collect
 from tests.moving_dots import MovingDots
 from worldvae.measures.objects import Detector, fit_detector, matches, score, survival
@@ -157,3 +161,22 @@ def test_a_sources_rollouts_come_with_the_objects_of_each_visible_frame(tmp_path
             np.testing.assert_array_equal(here, there)
             for x, y in here.astype(int):
                 assert (frame[y - 1 : y + 1, x - 1 : x + 1] == (250, 240, 230)).all()
+
+
+def test_the_command_judges_each_objective_and_does_nothing_twice(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SOURCES, "dots", replace(SOURCES["dots"], episodes=10, most_steps=30))
+    monkeypatch.setattr(command, "fit_detector", partial(fit_detector, steps=150))
+    record = tmp_path / "objects.json"
+    for _ in range(2):
+        command.main(tmp_path / "runs", envs=("dots",), seeds=(0,), passes=2, latent_size=8, json_file=record)
+    assert capsys.readouterr().out.count("detector on real frames") == 1
+    published, moving = json.loads(record.read_text())["runs"]
+    assert (published["objective"], moving["objective"]) == ("published", "calibrated, moving pixels")
+    for row in (published, moving):
+        assert (row["env"], row["object"], row["seed"], row["z"]) == ("MovingDots", "dot", 0, 8)
+        assert row["steps"] == round(2 * row["frames"] / 32)
+        assert 0 <= row["recall"] <= 1
+        assert row["kl_nats"] > 0
+    assert published["detector"] == moving["detector"]
+    height, width, _ = cv2.imread(str(record.with_suffix(".png"))).shape
+    assert width > 3 * height, "three rows of ten"
