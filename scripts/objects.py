@@ -82,8 +82,8 @@ def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConf
                 "detector": own,
             }  # fmt: skip
             write_json(file, row)
-        results.append(read_json(file))
-        results[-1].pop("checksum", None)
+        row = {key: value for key, value in read_json(file).items() if key != "checksum"}
+        results.append({**row, "position_error": row["position_error"] if row["recall"] else None})
         print(json.dumps({k: results[-1][k] for k in ("objective", "recall", "precision", "psnr", "kl_nats")}))
     return results
 
