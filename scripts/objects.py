@@ -50,8 +50,10 @@ def held_out_scene(
 def judged(vae: FrameVAE, detector: Detector, frames: Frames, objects: list[Points]) -> dict[str, Any]:
     """One codec on held-out frames."""
     decoded = vae.decode(vae.encode(frames).mean.numpy())
+    kept = survival(detector, frames, decoded, objects)
     return {
-        **asdict(survival(detector, frames, decoded, objects)),
+        **asdict(kept),
+        "position_error": kept.position_error if kept.recall else None,  # JSON knows no NaN
         "psnr": psnr(float(squared_error(decoded, frames).mean())),
     }
 
@@ -82,8 +84,7 @@ def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConf
                 "detector": own,
             }  # fmt: skip
             write_json(file, row)
-        row = {key: value for key, value in read_json(file).items() if key != "checksum"}
-        results.append({**row, "position_error": row["position_error"] if row["recall"] else None})
+        results.append(read_json(file))
         print(json.dumps({k: results[-1][k] for k in ("objective", "recall", "precision", "psnr", "kl_nats")}))
     return results
 

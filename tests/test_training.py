@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests.dots import record_dots
-from worldvae import FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
+from worldvae import FrameVAE, FrameVAEConfig, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
 from worldvae.checkpoint import read_json
 from worldvae.fit import read_log
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units, statistics
 from worldvae.rollouts import split_episodes
-from worldvae.training import VAELearner, shaded
+from worldvae.training import HeldOut, VAELearner, shaded
 
 CONFIG = VAETrainingConfig(
     latent_size=4, objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=8, batch_size=32, device="cpu"
@@ -131,6 +131,12 @@ def test_the_calibrated_objective_tells_a_beta_of_one_and_the_published_one_of_h
     assert told["calibrated"]["equivalent_beta"] == 1
     mse = 10 ** (-told["published"]["psnr"] / 10)
     assert told["published"]["equivalent_beta"] == pytest.approx(0.5 / mse, rel=1e-3)
+
+
+def test_each_held_out_episode_is_looked_at_however_short_it_is(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(HeldOut, "FRAMES", 1)  # a stride longer than any episode
+    learner = VAELearner(CONFIG, FrameVAEConfig(latent_size=4), steps=1)
+    assert len(HeldOut(learner, store, [3, 7], tmp_path, {}).frames) == 2
 
 
 def test_another_seed_trains_another_codec(store, trained, tmp_path):

@@ -276,8 +276,10 @@ class HeldOut:
     ):
         self.learner, self.folder, self.summary = learner, folder, summary
         every = max(1, sum(store.visible_counts(episodes)) // self.FRAMES)
-        middles = slice(every // 2, None, every)  # from 0 on, the first frames of episodes would count too often
-        self.frames = torch.from_numpy(np.concatenate([store.visible_frames(e)[middles] for e in episodes]))
+        shown = (store.visible_frames(e) for e in episodes)
+        # From the middle of a stride on: from 0 on, the first frames of episodes would count too often.
+        chosen = [frames[min(every, len(frames)) // 2 :: every] for frames in shown]
+        self.frames = torch.from_numpy(np.concatenate(chosen))
         self.best = float("inf")
 
     @torch.no_grad()
