@@ -91,7 +91,7 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     steps = max(1, round(config.passes * frames / config.batch_size))
     vae_config = FrameVAEConfig(store.frame_spec, config.latent_size, config.architecture)
     learner = VAELearner(config, vae_config, steps, world)
-    sample = some_frames(store, train)
+    sample = some_frames(store, train, most=512)
     learner.vae.start_from(sample)
     motion = config.objective.weighting == "motion"
     if config.objective.weighting == "background":
@@ -127,10 +127,14 @@ def mean_colour(store: RolloutStore, episodes: Sequence[int], most: int = 32) ->
     return torch.from_numpy(np.mean(colours, 0)).float()
 
 
-def some_frames(store: RolloutStore, episodes: Sequence[int], most: int = 512) -> Tensor:
-    """About so many frames uint8 [B, H, W, C], evenly from all episodes."""
+def some_frames(store: RolloutStore, episodes: Sequence[int], most: int) -> Tensor:
+    """About so many frames uint8 [B, H, W, C], evenly from all episodes, and some of each.
+
+    From the middle of a stride on: from 0 on, the first frames of episodes would count too often.
+    """
     every = max(1, sum(store.visible_counts(episodes)) // most)
-    return torch.from_numpy(np.concatenate([store.visible_frames(e)[::every] for e in episodes]))
+    shown = (store.visible_frames(e) for e in episodes)
+    return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every] for frames in shown]))
 
 
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
@@ -275,11 +279,7 @@ class HeldOut:
         summary: dict[str, Any],
     ):
         self.learner, self.folder, self.summary = learner, folder, summary
-        every = max(1, sum(store.visible_counts(episodes)) // self.FRAMES)
-        shown = (store.visible_frames(e) for e in episodes)
-        # From the middle of a stride on: from 0 on, the first frames of episodes would count too often.
-        chosen = [frames[min(every, len(frames)) // 2 :: every] for frames in shown]
-        self.frames = torch.from_numpy(np.concatenate(chosen))
+        self.frames = some_frames(store, episodes, self.FRAMES)
         self.best = float("inf")
 
     @torch.no_grad()
