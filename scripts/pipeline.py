@@ -54,7 +54,7 @@ QUICK = PipelineConfig(
     collect=DRIVING,
     official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
     # On its codes agents fail more rarely than on the compact codec's, whose frames are finer (benchmarks/LOG.md).
-    vae=VAETrainingConfig(architecture="paper", learning_rate=1e-3, objective=FINE, passes=3),
+    vae=VAETrainingConfig(architecture="paper", optimiser="adam", learning_rate=1e-3, objective=FINE, passes=3),
     dynamics=DynamicsConfig(),
     agent=AgentConfig(learning=LearningConfig(env_steps=240_000, updates=12)),
     evaluate=EvaluateConfig(episodes=20),

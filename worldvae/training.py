@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
 from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
+from worldvae.muon import Muon
 from worldvae.objective import (
     LEAST_SIGMA,
     ObjectiveConfig,
@@ -43,7 +44,9 @@ class VAETrainingConfig:
         objective: what is minimised.
         passes: how often each training frame is seen.
         batch_size: frames a step.
-        learning_rate: Adam's at its highest, after ``warm_up`` steps; it then falls to nothing in a line.
+        optimiser: muon for the weights between the networks' first and last layers and Adam for the others,
+            or adam for all.
+        learning_rate: at its highest, after ``warm_up`` steps; it then falls to nothing in a line.
             ``paper`` wants about 1e-3.
         warm_up: steps; at most a fifth of all.
         colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
@@ -61,6 +64,7 @@ class VAETrainingConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     passes: float = 8.0
     batch_size: int = 32
+    optimiser: Literal["muon", "adam"] = "muon"
     learning_rate: float = 3e-3
     warm_up: int = 100
     colour_jitter: float = 0.02
@@ -137,6 +141,13 @@ def some_frames(store: RolloutStore, episodes: Sequence[int], most: int) -> Tens
     return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every] for frames in shown]))
 
 
+def inner_weights(vae: FrameVAE, broadest: int = 256) -> list[torch.nn.Parameter]:
+    """The weights of two or more axes that neither see nor paint pixels and whose shorter side is no longer than that
+    (beyond it, orthogonal steps cost more than gradients)."""
+    encoder, decoder = ([p for p in net.parameters() if p.ndim > 1] for net in (vae.encoder, vae.decoder))
+    return [weight for weight in encoder[1:] + decoder[:-1] if min(weight.flatten(1).shape) <= broadest]
+
+
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
     """The share of the highest learning rate at a step: a line up, and a line down to nothing."""
     warm_up = max(1, min(warm_up, steps // 5))
@@ -162,16 +173,15 @@ class VAELearner:
         self.log_sigma = torch.nn.Parameter(torch.tensor(-2.0, device=self.device))
         self.background: Tensor | None = None  # float [1, C, H, W]: what differs from it counts more
         on_gpu = self.device.type == "cuda"  # there a graph must find the rate in memory
+        highest = torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate
+        inner = inner_weights(self.vae) if config.optimiser == "muon" else []
+        others = [p for p in self.vae.parameters() if not any(p is weight for weight in inner)]
+        others += [self.log_sigma] if config.objective.sigma == "learned" else []
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
-        self.optimiser = torch.optim.Adam(
-            [*self.vae.parameters(), *([self.log_sigma] if config.objective.sigma == "learned" else [])],
-            torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate,
-            betas=(0.9, 0.95),
-            fused=True,
-            capturable=on_gpu,
-        )
+        adam = torch.optim.Adam(others, highest, betas=(0.9, 0.95), fused=True, capturable=on_gpu)
+        self.optimisers = [adam, *([Muon(inner, highest)] if inner else [])]
         rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, rate)
+        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in self.optimisers]
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self._pressure: tuple[tuple[float, float] | None, Tensor] = None, torch.empty(0)
         self._begin()
@@ -193,11 +203,12 @@ class VAELearner:
         objective = self.config.objective
         noise = self._normal(count, self.vae.latent_size) * (0.0 if objective.autoencoder else 1.0)
         shades = self.config.colour_jitter * self._normal(2, count, channels, 1, 1)
-        pressure = kl_pressure(objective, self.schedule.last_epoch)
+        pressure = kl_pressure(objective, self.schedules[0].last_epoch)
         if pressure != self._pressure[0]:
             self._pressure = pressure, torch.tensor(pressure, device=self.device)
         parts = self._learn(part(frames), part(noise), part(shades, 1), self._pressure[1])
-        self.schedule.step()
+        for schedule in self.schedules:
+            schedule.step()
         return self.world.mean(parts)
 
     def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor, pressure: Tensor) -> dict[str, Tensor]:
@@ -220,11 +231,13 @@ class VAELearner:
             weights=weights,
             z=z,
         )
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if self.log_sigma.grad is not None:
             self.log_sigma.grad = self.world.mean({"sigma": self.log_sigma.grad})["sigma"]
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         return parts
 
     def _weights(self, reconstruction: Tensor, images: Tensor, before: Tensor | None) -> Tensor | None:
@@ -251,16 +264,18 @@ class VAELearner:
         return {
             "vae": self.vae.state_dict(),
             "log_sigma": self.log_sigma.detach(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
         self.log_sigma.data.copy_(state["log_sigma"])
-        load_optimiser(self.optimiser, state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            load_optimiser(optimiser, saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
         self.generator.set_state(state["generator"])
         self._begin()  # what was captured learns into the old moments
 
