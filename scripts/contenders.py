@@ -76,6 +76,7 @@ def _learner(objective: ObjectiveConfig, frames: FrameSet, steps: int, seed: int
         latent_size=frames.latent_size,
         objective=objective,
         batch_size=BATCH_SIZE,
+        optimiser="adam",  # which the GANs have too
         colour_jitter=0.0,
         seed=seed,
         device="cpu",
