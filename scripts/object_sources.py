@@ -27,9 +27,10 @@ class Source:
         object: what the object is.
         make: the environment.
         locate: (environment, info) -> the objects' middles on its screen, float [n, 2]: x and y in pixels.
-        episodes: that are played at random.
+        episodes: that are played at random, or at times by ``player``.
         most_steps: of an episode.
         action_repeat: env steps a frame.
+        player: environment -> action, where random play alone leaves much of the screen unseen.
     """
 
     env: str
@@ -39,6 +40,11 @@ class Source:
     episodes: int
     most_steps: int = 1000
     action_repeat: int = 1
+    player: Callable[[gymnasium.Env], Any] | None = None
+
+
+PLAYED = 0.6
+"""Share of the steps that a source's player takes."""
 
 
 def atari(game: str) -> gymnasium.Env:
@@ -50,10 +56,20 @@ def atari(game: str) -> gymnasium.Env:
     return gymnasium.make(f"ALE/{game}-v5")
 
 
+def ram(env: gymnasium.Env) -> Any:
+    return env.unwrapped.ale.getRAM()  # type: ignore[attr-defined]
+
+
 def ball(env: gymnasium.Env, x: int, y: int, left: int, top: int, last: int) -> list[tuple[float, float]]:
     """The Atari ball, 2 pixels wide and 4 high, from two bytes of RAM; it is away at 0 and beyond ``last``."""
-    ram: Any = env.unwrapped.ale.getRAM()  # type: ignore[attr-defined]
-    return [(float(ram[x]) + left + 1, float(ram[y]) + top + 2)] if 0 < ram[y] <= last else []
+    told = ram(env)
+    return [(float(told[x]) + left + 1, float(told[y]) + top + 2)] if 0 < told[y] <= last else []
+
+
+def returns_the_ball(env: gymnasium.Env) -> int:
+    """Pong's action that brings the paddle's middle to the ball's height: random play seldom sends balls back."""
+    below = int(ram(env)[54]) - int(ram(env)[51]) - 7
+    return 0 if abs(below) < 3 else 3 if below > 0 else 2
 
 
 def take_cover() -> gymnasium.Env:
@@ -70,7 +86,12 @@ def told(env: gymnasium.Env, info: dict[str, Any]) -> Any:
 
 SOURCES = {
     "pong": Source(
-        "ALE/Pong-v5", "ball", lambda: atari("Pong"), lambda e, _: ball(e, 49, 54, -49, -14, 255), 20, 800, 4
+        "ALE/Pong-v5",
+        "ball",
+        lambda: atari("Pong"),
+        lambda e, _: ball(e, 49, 54, -49, -14, 255),
+        *(20, 800, 4),
+        returns_the_ball,
     ),
     "breakout": Source(
         "ALE/Breakout-v5", "ball", lambda: atari("Breakout"), lambda e, _: ball(e, 99, 101, -49, 9, 179), 40, 200, 4
@@ -81,7 +102,7 @@ SOURCES = {
 
 
 def scenes(source: Source, spec: FrameSpec, seed: int) -> Iterator[tuple[Episode, list[Points]]]:
-    """Episodes of random play, and the objects in each of their T + 1 frames."""
+    """Episodes of random play, at times the player's, and the objects in each of their T + 1 frames."""
     env, random = source.make(), np.random.default_rng(seed)
     height, width = env.observation_space.shape[:2]  # type: ignore[index]
     scale = np.array([spec.width / width, spec.height / height])
@@ -97,7 +118,8 @@ def scenes(source: Source, spec: FrameSpec, seed: int) -> Iterator[tuple[Episode
         env.action_space.seed(int(random.integers(2**31)))
         ends = (False, False)
         while not any(ends) and len(rewards) < source.most_steps:
-            actions.append(env.action_space.sample())
+            play = source.player if random.random() < PLAYED else None
+            actions.append(play(env) if play else env.action_space.sample())
             observation, reward, *ends, info = env.step(actions[-1])  # type: ignore[assignment]
             shown.append(seen(observation, info))
             rewards.append(float(reward))
@@ -112,7 +134,7 @@ def scenes(source: Source, spec: FrameSpec, seed: int) -> Iterator[tuple[Episode
             terminated=ends[0],
             truncated=not ends[0],
             seed=episode_seed,
-            policy="random",
+            policy="random" if source.player is None else f"{source.player.__name__} at {PLAYED:.0%} of the steps",
             env_steps=source.action_repeat * len(rewards),
         )
         yield episode, [points for _, points in shown]

@@ -127,6 +127,16 @@ def test_the_rams_ball_is_where_the_screen_shows_it(game):
     assert checked > 50
 
 
+def test_the_player_sends_balls_back_that_random_play_misses(tmp_path: Path):
+    on_the_left = {}
+    for player in (SOURCES["pong"].player, None):
+        source = replace(SOURCES["pong"], episodes=1, most_steps=400, player=player)
+        _, objects = collect(source, tmp_path / str(player), seed=0)
+        on_the_left[player] = sum(float(x) < 32 for points in objects[0] for x, _ in points)
+    played, random = on_the_left.values()
+    assert played > 1.5 * random
+
+
 def test_take_covers_fireballs_are_told_where_they_burn():
     env = gymnasium.make("agents.takecover:TakeCover-v0")
     seen = {}
