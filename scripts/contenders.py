@@ -12,13 +12,11 @@ import torch
 from scripts.adversarial import AdversarialConfig, AdversarialLearner
 from scripts.frame_sets import FrameSet
 from worldvae.frames import to_unit
-from worldvae.objective import ObjectiveConfig
+from worldvae.objective import CALIBRATED, ObjectiveConfig
 from worldvae.training import VAELearner, VAETrainingConfig
 from worldvae.vae import FrameVAE, FrameVAEConfig
 
 BATCH_SIZE = 32
-CALIBRATED = ObjectiveConfig(sigma="optimal", free_bits=0.0)
-"""On a calibrated decoder beta means what it says."""
 FINE_TUNING = AdversarialConfig(fidelity=0.1)
 
 

@@ -19,7 +19,7 @@ from worldvae.checkpoint import read_json, write_json, write_record
 from worldvae.frames import Frames
 from worldvae.measures.images import psnr, squared_error
 from worldvae.measures.objects import Detector, Points, fit_detector, score, survival
-from worldvae.objective import ObjectiveConfig
+from worldvae.objective import CALIBRATED, MOVING, PUBLISHED
 from worldvae.pictures import grid, save_png
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.training import VAETrainingConfig, train_vae
@@ -27,12 +27,12 @@ from worldvae.vae import FrameVAE
 
 COLUMNS = 10
 OBJECTIVES = {
-    "published": ObjectiveConfig(),
-    "calibrated": ObjectiveConfig(sigma="optimal", free_bits=0.0),
-    "calibrated, worst pixels": ObjectiveConfig(sigma="optimal", free_bits=0.0, weighting="worst"),
-    "calibrated, moving pixels": ObjectiveConfig(sigma="optimal", free_bits=0.0, weighting="motion"),
-    "calibrated, off background": ObjectiveConfig(sigma="optimal", free_bits=0.0, weighting="background"),
-    "logistic": ObjectiveConfig("discretised_logistic", sigma="learned", free_bits=0.0),
+    "published": PUBLISHED,
+    "calibrated": CALIBRATED,
+    "calibrated, moving pixels": MOVING,
+    "calibrated, worst pixels": replace(CALIBRATED, weighting="worst"),
+    "calibrated, off background": replace(CALIBRATED, weighting="background"),
+    "logistic": replace(CALIBRATED, likelihood="discretised_logistic", sigma="learned"),
 }
 
 

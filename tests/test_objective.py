@@ -16,6 +16,7 @@ from worldvae import DiagonalGaussian, ObjectiveConfig
 from worldvae.objective import (
     LEAST_SIGMA,
     PIXEL_NLL,
+    PUBLISHED,
     changed_pixel_weights,
     discretised_gaussian_nll,
     discretised_logistic_nll,
@@ -55,7 +56,7 @@ def test_reconstruction_is_scipys_negative_log_density(pair, sigma):
 
 def test_the_default_sigma_gives_the_papers_summed_squared_error_up_to_a_constant(pair):
     reconstruction, images = pair
-    nll = gaussian_nll(reconstruction, images, ObjectiveConfig().sigma).sum((1, 2, 3))
+    nll = gaussian_nll(reconstruction, images, PUBLISHED.sigma).sum((1, 2, 3))
     constant = nll - (reconstruction - images).square().sum((1, 2, 3))
     torch.testing.assert_close(constant, torch.full((3,), 32 * 0.5 * math.log(math.pi)))
 
@@ -120,7 +121,7 @@ def test_an_exact_decoder_has_the_roundings_sigma(pair):
 
 
 def test_one_means_what_it_says():
-    summed_squares = ObjectiveConfig()
+    summed_squares = PUBLISHED
     assert equivalent_beta(summed_squares, mse=10 ** (-30 / 10)) == pytest.approx(500)
     assert equivalent_beta(ObjectiveConfig(sigma="optimal", beta=3), mse=0.001) == 3
 
@@ -177,7 +178,7 @@ def test_warm_up_and_capacity_grow_in_a_line_and_stay():
         (4, 25),
         (4, 25),
     ]
-    assert kl_pressure(ObjectiveConfig(), 0) == (1, 0)
+    assert kl_pressure(PUBLISHED, 0) == (1, 0)
 
 
 def test_capacity_draws_the_kl_from_both_sides(pair, posterior):

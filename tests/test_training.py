@@ -16,6 +16,7 @@ from worldvae.fit import read_log
 from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units, statistics
+from worldvae.objective import PUBLISHED
 from worldvae.rollouts import split_episodes
 from worldvae.training import HeldOut, VAELearner, shaded
 
@@ -125,7 +126,7 @@ def test_every_objective_learns_and_resumes_to_the_same_bytes(store, tmp_path, m
 
 def test_the_calibrated_objective_tells_a_beta_of_one_and_the_published_one_of_hundreds(store, tmp_path):
     told = {}
-    for name, objective in {"calibrated": OBJECTIVES["calibrated"], "published": ObjectiveConfig()}.items():
+    for name, objective in {"calibrated": OBJECTIVES["calibrated"], "published": PUBLISHED}.items():
         train_vae(store, replace(CONFIG, objective=objective, passes=2), tmp_path / name)
         told[name] = read_json(tmp_path / name / "config.json")["training"]
     assert told["calibrated"]["equivalent_beta"] == 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -72,6 +72,14 @@ class ObjectiveConfig:
             raise ValueError(f"kl_warm_up, capacity, total_correlation and emphasis must be >= 0: {self}")
         if self.capacity_steps < 1:
             raise ValueError(f"capacity_steps must be >= 1, got {self.capacity_steps}")
+
+
+PUBLISHED = ObjectiveConfig()
+"""World Models' (Ha & Schmidhuber 2018)."""
+CALIBRATED = ObjectiveConfig(sigma="optimal", free_bits=0.0)
+"""On a calibrated decoder beta means what it says (Rybkin et al. 2021)."""
+MOVING = replace(CALIBRATED, weighting="motion")
+"""Keeps small moving things too (benchmarks/objects.json)."""
 
 
 def gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from worldvae.measures.latents import active_units
 from worldvae.muon import Muon
 from worldvae.objective import (
     LEAST_SIGMA,
+    MOVING,
     ObjectiveConfig,
     changed_pixel_weights,
     equivalent_beta,
@@ -61,7 +62,7 @@ class VAETrainingConfig:
 
     latent_size: int = 32
     architecture: Architecture = "compact"
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = MOVING
     passes: float = 8.0
     batch_size: int = 32
     optimiser: Literal["muon", "adam"] = "muon"
