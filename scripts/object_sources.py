@@ -96,7 +96,7 @@ SOURCES = {
     "breakout": Source(
         "ALE/Breakout-v5", "ball", lambda: atari("Breakout"), lambda e, _: ball(e, 99, 101, -49, 9, 179), 40, 200, 4
     ),
-    "takecover": Source("TakeCover", "fireball", take_cover, told, 300),
+    "takecover": Source("TakeCover", "fireball", take_cover, told, 900),
     "dots": Source("MovingDots", "dot", dots, told, 40, 100),
 }
 
