@@ -1,0 +1,265 @@
+"""The world model as an environment: thousands of dreams at once, on its own device or as a ``VectorEnv``.
+
+A dream begins at a real code, with what M remembers of the real codes before it. Temperature belongs to
+sampling alone (Ha & Schmidhuber 2018): above 1 a dream is harder to exploit. Knows nothing of who plays.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agents.observations import as_vector
+from agents.sequences import Trajectories, draw
+from agents.world_model import State, WorldModel
+from worldvae.devices import CapturedStep
+from worldvae.frames import Frames
+from worldvae.vae import DiagonalGaussian, FrameVAE
+
+
+@dataclass(frozen=True)
+class DreamConfig:
+    """What kind of dreams.
+
+    Attributes:
+        temperature: of each code's mixture.
+        most_steps: after which a dream is truncated.
+        context: real steps that M takes in before a dream begins; 0: dreams begin where episodes do.
+    """
+
+    temperature: float = 1.0
+    most_steps: int = 1000
+    context: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.most_steps < 1 or self.context < 0:
+            raise ValueError(f"temperature must be > 0, most_steps >= 1 and context >= 0: {self}")
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where dreams may begin: codes float32 [S, Z], and M's h and c there, each [S, H]."""
+
+    z: Tensor
+    state: State
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+
+@torch.no_grad()
+def real_starts(
+    model: WorldModel, episodes: Trajectories, context: int = 0, most: int = 10_000, seed: int = 0
+) -> Starts:
+    """Starts at episodes' first frames, or at most so many drawn among all that have a context before them.
+
+    Raises:
+        ValueError: no episode is as long as the context.
+    """
+    generator = torch.Generator(episodes.device).manual_seed(seed)
+    rows = episodes.windows(context + 1) if context else torch.from_numpy(episodes.first_rows)[:, None]
+    if not len(rows):
+        raise ValueError(f"no episode has {context} steps: choose a shorter context, or collect longer episodes")
+    chosen = torch.randperm(len(rows), generator=generator, device=rows.device)[:most]
+    rows = rows[chosen].to(episodes.device)
+    z = draw(DiagonalGaussian(episodes.codes.mean[rows], episodes.codes.logvar[rows]), generator)
+    if context:
+        _, state = model.remember(z[:, :-1], episodes.actions[rows[:, :-1]])
+    else:
+        state = model.start(len(rows))
+    return Starts(z[:, -1], state)
+
+
+class Stepper:
+    """One step of M on N dreams, its frozen weights laid out for that: two matrix products, and little else.
+
+    The gate that wants a tanh is a doubled sigmoid, so one pass serves all four; mixtures lie Gaussian by
+    Gaussian, so that choosing among them walks along latents.
+    """
+
+    def __init__(self, model: WorldModel, temperature: float):
+        config, lstm = model.config, dict(model.lstm.named_parameters())
+        self.latents, self.hidden, self.mixtures = config.latent_size, config.hidden, config.mixtures
+        self.rewarded, self.ending = model.reward is not None, model.termination is not None
+        self.temperature = temperature
+        gates = torch.cat([lstm["weight_ih_l0"], lstm["weight_hh_l0"]], 1).detach()
+        bias = (lstm["bias_ih_l0"] + lstm["bias_hh_l0"]).detach()
+        candidate = slice(2 * self.hidden, 3 * self.hidden)
+        gates[candidate] *= 2
+        bias[candidate] *= 2
+        self.gates, self.gates_bias = gates.T.contiguous(), bias
+        heads = [self._by_gaussian(model.mixture.weight), self._by_gaussian(model.mixture.bias[:, None])]
+        mean, sd = model.reward_moments
+        for head, scale, shift in ((model.reward, sd, mean), (model.termination, 1.0, 0.0)):
+            if head is not None:
+                heads[0] = torch.cat([heads[0], head.weight * scale])
+                heads[1] = torch.cat([heads[1], (head.bias * scale + shift)[:, None]])
+        self.heads, self.heads_bias = (heads[0].detach().T.contiguous(), heads[1][:, 0].detach().clone())
+
+    def _by_gaussian(self, weight: Tensor) -> Tensor:
+        """Rows in the order [3, Z, K] -> the order [3, K, Z]."""
+        return weight.unflatten(0, (3, self.latents, self.mixtures)).transpose(1, 2).flatten(0, 2)
+
+    def __call__(
+        self, z_t: Tensor, a_t: Tensor, h: Tensor, c: Tensor, uniform: Tensor, normal: Tensor
+    ) -> dict[str, Tensor]:
+        """Codes [N, Z], actions [N, A], h and c [N, H], noise [N, Z + 1] and [N, Z] -> what follows."""
+        gates = torch.addmm(self.gates_bias, torch.cat([z_t, a_t, h], 1), self.gates).sigmoid_()
+        keep_in, keep, candidate, keep_out = gates.chunk(4, 1)
+        c = torch.addcmul(keep * c, keep_in, candidate.mul(2).sub_(1))
+        h = keep_out * c.tanh()
+        told = torch.addmm(self.heads_bias, h, self.heads)
+        mixture = told[:, : 3 * self.latents * self.mixtures]
+        parts = {"z": self._drawn(mixture, uniform[:, :-1], normal), "h": h, "c": c}
+        if self.rewarded:
+            parts["reward"] = told[:, mixture.shape[1]]
+        if self.ending:
+            parts["terminated"] = uniform[:, -1] < told[:, -1].sigmoid()
+        return parts
+
+    def _drawn(self, mixture: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
+        """As ``Mixture.sample``: of each latent first a Gaussian, then its value [N, Z]."""
+        logits, mean, log_sd = mixture.unflatten(1, (3, self.mixtures, self.latents)).unbind(1)  # each [N, K, Z]
+        weights = ((logits - logits.amax(1, keepdim=True)) / self.temperature).exp_()
+        left = weights.sum(1).mul_(uniform)
+        chosen_mean, chosen_log_sd = mean[:, 0], log_sd[:, 0]
+        for k in range(1, self.mixtures):
+            left = left - weights[:, k - 1]
+            beyond = left > 0
+            chosen_mean = torch.where(beyond, mean[:, k], chosen_mean)
+            chosen_log_sd = torch.where(beyond, log_sd[:, k], chosen_log_sd)
+        return torch.addcmul(chosen_mean, chosen_log_sd.exp(), normal, value=math.sqrt(self.temperature))
+
+
+class Dream:
+    """N dreams on the model's device, stepped together; nothing in a step is read back, nor loops over dreams.
+
+    Attributes:
+        z: float32 [N, Z], the codes now.
+        state: M's h and c, each float32 [N, H].
+        steps: int64 [N], since each began.
+    """
+
+    def __init__(self, model: WorldModel, starts: Starts, count: int, config: DreamConfig, seed: int = 0):
+        self.starts, self.config = starts, config
+        self.rewarded, self.ending = model.reward is not None, model.termination is not None
+        self._step = CapturedStep(Stepper(model, config.temperature), model.device)
+        self.generator = torch.Generator(model.device).manual_seed(seed)
+        self.z = starts.z[:1].repeat(count, 1)
+        self.state = starts.state[0][:1].repeat(count, 1), starts.state[1][:1].repeat(count, 1)
+        self.steps = torch.zeros(count, dtype=torch.int64, device=model.device)
+        self.reset(torch.ones(count, dtype=torch.bool, device=model.device))
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    @torch.no_grad()
+    def reset(self, where: Tensor) -> None:
+        """Begins these dreams anew (bool [N]), each at a start drawn from all."""
+        drawn = torch.randint(len(self.starts), (len(self),), generator=self.generator, device=self.z.device)
+        begin, (h, c) = where[:, None], self.starts.state
+        self.z = torch.where(begin, self.starts.z[drawn], self.z)
+        self.state = torch.where(begin, h[drawn], self.state[0]), torch.where(begin, c[drawn], self.state[1])
+        self.steps = self.steps.masked_fill(where, 0)
+
+    @torch.no_grad()
+    def step(self, a_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Actions float32 [N, A] -> rewards float32 [N], terminated and truncated bool [N]; none begins anew.
+
+        A reward is M's expectation, or 1 where it has no such head: a step alive.
+        """
+        count, latents = self.z.shape
+        uniform = torch.rand(count, latents + 1, generator=self.generator, device=self.z.device)
+        normal = torch.randn(count, latents, generator=self.generator, device=self.z.device)
+        told = self._step(self.z, a_t, *self.state, uniform, normal)
+        self.z, self.state, self.steps = told["z"], (told["h"], told["c"]), self.steps + 1
+        reward = told["reward"] if self.rewarded else torch.ones(count, device=self.z.device)
+        terminated = told["terminated"] if self.ending else torch.zeros_like(self.steps, dtype=torch.bool)
+        return reward, terminated, self.steps >= self.config.most_steps
+
+
+class DreamVectorEnv(VectorEnv):
+    """Dreams as a Gymnasium ``VectorEnv``: observations are codes float32 [N, Z], as ``LatentVectorObservation``'s.
+
+    Args:
+        space: of one environment's actions, the real one's.
+        codec: decodes codes for ``render``, which gives a tuple of N frames.
+        autoreset_mode: any of Gymnasium's three.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: WorldModel,
+        starts: Starts,
+        num_envs: int,
+        space: gymnasium.Space,
+        config: DreamConfig | None = None,
+        codec: FrameVAE | None = None,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    ):
+        self.model, self.starts, self.config, self.codec = model, starts, config or DreamConfig(), codec
+        self.num_envs, self.single_action_space = num_envs, space
+        self.action_space = batch_space(space, num_envs)
+        self.single_observation_space = Box(-np.inf, np.inf, (model.config.latent_size,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
+        self.render_mode = None if codec is None else "rgb_array"
+        self.mode = autoreset_mode
+        self.dream = Dream(model, starts, num_envs, self.config)
+        self._over = np.zeros(num_envs, bool)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins all dreams anew, or those in ``options["reset_mask"]``. One seed serves all dreams."""
+        if seed is not None:
+            self.dream.generator.manual_seed(int(seed if isinstance(seed, int) else seed[0] or 0))
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        self._begin(mask)
+        return self._codes(), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        if self.mode == AutoresetMode.DISABLED and self._over.any():
+            raise ValueError("dreams that are over must be reset first: options={'reset_mask': ...}")
+        begun = self._over.copy()  # under NEXT_STEP these only begin anew
+        vectors = as_vector(np.asarray(actions), self.single_action_space)
+        told = self.dream.step(torch.from_numpy(vectors).to(self.dream.z.device))
+        reward, terminated, truncated = (x.cpu().numpy() for x in told)
+        if begun.any():
+            self._begin(begun)
+            reward, terminated, truncated = (
+                np.where(begun, x.dtype.type(0), x) for x in (reward, terminated, truncated)
+            )
+        self._over = terminated | truncated
+        info: dict[str, Any] = {}
+        if self.mode == AutoresetMode.SAME_STEP and self._over.any():
+            last = self._codes()
+            info = {
+                "final_obs": np.array([z if over else None for z, over in zip(last, self._over, strict=True)], object)
+            }
+            info["_final_obs"] = self._over.copy()
+            self._begin(self._over.copy())
+        return self._codes(), reward.astype(np.float64), terminated, truncated, info
+
+    def render(self) -> tuple[Frames, ...] | None:
+        """What the dreams look like now: uint8 [H, W, C] each; None without a codec."""
+        return None if self.codec is None else tuple(self.codec.decode(self._codes()))
+
+    def _begin(self, mask: NDArray[np.bool_]) -> None:
+        self.dream.reset(torch.from_numpy(np.asarray(mask, bool)).to(self.dream.z.device))
+        self._over[mask] = False
+
+    def _codes(self) -> NDArray[np.float32]:
+        return self.dream.z.cpu().numpy().copy()
