@@ -28,6 +28,7 @@ class Source:
         make: the environment.
         locate: (environment, info) -> the objects' middles on its screen, float [n, 2]: x and y in pixels.
         episodes: that are played at random, or at times by ``player``.
+        passes: of training, the same for all objectives.
         most_steps: of an episode.
         action_repeat: env steps a frame.
         player: environment -> action, where random play alone leaves much of the screen unseen.
@@ -38,6 +39,7 @@ class Source:
     make: Callable[[], gymnasium.Env]
     locate: Callable[[gymnasium.Env, dict[str, Any]], Any]
     episodes: int
+    passes: float = 8.0
     most_steps: int = 1000
     action_repeat: int = 1
     player: Callable[[gymnasium.Env], Any] | None = None
@@ -90,14 +92,21 @@ SOURCES = {
         "ball",
         lambda: atari("Pong"),
         lambda e, _: ball(e, 49, 54, -49, -14, 255),
-        *(20, 800, 4),
+        *(20, 16.0, 800, 4),
         returns_the_ball,
     ),
     "breakout": Source(
-        "ALE/Breakout-v5", "ball", lambda: atari("Breakout"), lambda e, _: ball(e, 99, 101, -49, 9, 179), 40, 200, 4
+        "ALE/Breakout-v5",
+        "ball",
+        lambda: atari("Breakout"),
+        lambda e, _: ball(e, 99, 101, -49, 9, 179),
+        40,
+        8.0,
+        200,
+        4,
     ),
     "takecover": Source("TakeCover", "fireball", take_cover, told, 900),
-    "dots": Source("MovingDots", "dot", dots, told, 40, 100),
+    "dots": Source("MovingDots", "dot", dots, told, 40, most_steps=100),
 }
 
 

@@ -104,7 +104,7 @@ def main(
     envs: tuple[str, ...] = ("pong", "takecover"),
     objectives: tuple[str, ...] = ("published", "calibrated, moving pixels"),
     seeds: tuple[int, ...] = (0, 1, 2),
-    passes: float = 8.0,
+    passes: float | None = None,
     latent_size: int = 64,
     json_file: Path | None = None,
 ) -> None:
@@ -115,12 +115,13 @@ def main(
         envs: pong, breakout, takecover, dots.
         objectives: by name.
         seeds: of episodes, codecs and detectors.
-        passes: of training, the same for all.
+        passes: of training, the same for all objectives; by default each source's own.
         latent_size: Z.
         json_file: where the record goes; a picture goes beside it.
     """
-    config = VAETrainingConfig(latent_size=latent_size, passes=passes, colour_jitter=0.0, held_out=0.2)
-    rows = [row for env in envs for seed in seeds for row in measure(env, seed, list(objectives), config, out)]
+    config = VAETrainingConfig(latent_size=latent_size, colour_jitter=0.0, held_out=0.2)
+    configs = {env: replace(config, passes=passes or SOURCES[env].passes) for env in envs}
+    rows = [row for env in envs for seed in seeds for row in measure(env, seed, list(objectives), configs[env], out)]
     names = ("env", "seed", "objective", "recall", "precision", "position_error", "psnr", "kl_nats")
     print(cli.table([names, *(tuple(row[name] for name in names) for row in rows)]))
     if json_file is not None:
