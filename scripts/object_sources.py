@@ -92,7 +92,7 @@ SOURCES = {
         "ball",
         lambda: atari("Pong"),
         lambda e, _: ball(e, 49, 54, -49, -14, 255),
-        *(20, 16.0, 800, 4),
+        *(20, 12.0, 800, 4),
         returns_the_ball,
     ),
     "breakout": Source(
