@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a GPU makes of training, encoding, the agent and the world model: benchmarks/gpu.json and agents_gpu.json.
+# What a GPU makes of training, encoding, the agent, the world model and dreams: benchmarks/*gpu.json.
 # To try it without one: bash scripts/bench_gpu.sh --device cpu --tiny
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,3 +10,4 @@ device=(--device cuda)
 case " $* " in *" --device "*) device=() ;; esac
 "$python" -m scripts.bench_gpu "${device[@]}" "$@"
 "$python" -m scripts.bench_agents "${device[@]}" "$@" --out benchmarks/agents_gpu.json
+"$python" -m scripts.bench_dream "${device[@]}" "$@" --dreams 1024 16384 131072 --out benchmarks/dream_gpu.json

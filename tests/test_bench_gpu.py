@@ -37,3 +37,4 @@ def test_the_whole_script_runs_without_a_gpu(tmp_path):
         assert errors["float32: loss"] < 1e-5
         assert errors["float32: gradient"] < 1e-3
     assert (tmp_path / "benchmarks" / "agents_gpu.json").exists()
+    assert (tmp_path / "benchmarks" / "dream_gpu.json").exists()

@@ -1,0 +1,95 @@
+"""How fast are dreams, beside the time of their matrix products alone?
+
+The tensor path: M of the published size for Doom, and a population of linear controllers on z and h, one step
+of all dreams at a time. No render. Their limit is every matrix product of a step, with nothing around it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.controller import Controller
+from agents.dream import Dream, DreamConfig, Starts
+from agents.world_model import WorldModel, WorldModelConfig
+from scripts import cli
+from scripts.bench_agents import Product, alone, seconds
+from worldvae.checkpoint import write_record
+
+DOOM = WorldModelConfig(latent_size=64, action_size=2, hidden=512, termination=True)
+"""As published; the second action is the flag of a restart."""
+CONTROLLERS = 64
+ACTIONS = 1
+
+
+def products(config: WorldModelConfig, dreams: int) -> list[Product]:
+    """Those of one step of so many dreams and their controllers."""
+    seen = config.latent_size + config.hidden
+    return [
+        Product(CONTROLLERS, dreams // CONTROLLERS, seen, ACTIONS),
+        Product(1, dreams, config.latent_size + config.action_size + config.hidden, 4 * config.hidden),
+        Product(1, dreams, config.hidden, 3 * config.latent_size * config.mixtures + 1),
+    ]
+
+
+def stepping(config: WorldModelConfig, dreams: int, device: torch.device) -> Any:
+    """One step of dreams played by a population of controllers, dreams that ended begun anew."""
+    model = WorldModel(config).eval().to(device)
+    starts = Starts(torch.randn(256, config.latent_size, device=device), model.start(256))
+    dream = Dream(model, starts, dreams, DreamConfig(temperature=1.15))
+    controller = Controller(config.latent_size + config.hidden, ACTIONS)
+    weights = torch.randn(CONTROLLERS, len(controller.weights), device=device) / 10
+    restarted = torch.zeros(dreams, 1, device=device)
+
+    def step() -> None:
+        nonlocal restarted
+        seen = torch.cat([dream.z, dream.state[0]], 1).unflatten(0, (CONTROLLERS, -1))
+        steered = controller.act_all(weights, seen).flatten(0, 1)
+        _, terminated, truncated = dream.step(torch.cat([steered, restarted], 1))
+        over = terminated | truncated
+        dream.reset(over)
+        restarted = over[:, None].float()
+
+    return step
+
+
+def measured(
+    config: WorldModelConfig, dreams: int, rounds: int, repeats: int, device: torch.device
+) -> dict[str, float]:
+    """Median over rounds that take turns."""
+    step, limit = stepping(config, dreams, device), alone(products(config, dreams), device)
+    times = np.array([[seconds(step, repeats, device), seconds(limit, repeats, device)] for _ in range(rounds)])
+    whole, bare = np.median(times, axis=0)
+    return {
+        "dreams": dreams,
+        "steps_per_second": dreams / whole,
+        "of_its_products": float(np.median(times[:, 1] / times[:, 0])),
+        "product_gflops": sum(p.flops for p in products(config, dreams)) / bare / 1e9,
+    }
+
+
+def main(
+    dreams: tuple[int, ...] = (1024,),
+    device: str = "cpu",
+    rounds: int = 5,
+    tiny: bool = False,
+    out: Path = Path("benchmarks/dream.json"),
+) -> None:
+    """Time steps of so many dreams at once, multiples of 64.
+
+    Raises:
+        ValueError: dreams that 64 controllers cannot share.
+    """
+    if any(count % CONTROLLERS for count in dreams):
+        raise ValueError(f"dreams must be multiples of {CONTROLLERS}, got {dreams}")
+    config = WorldModelConfig(4, 2, hidden=8, termination=True) if tiny else DOOM
+    rows = [measured(config, count, rounds, 2 if tiny else 40, torch.device(device)) for count in dreams]
+    print(cli.table([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
+    write_record(out, {**cli.provenance(), "device": device, "rounds": rounds, "steps": rows})
+
+
+if __name__ == "__main__":
+    cli.run(main)
