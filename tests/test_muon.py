@@ -60,6 +60,19 @@ def test_convolutions_move_alike_in_any_memory_layout_and_by_a_rate_on_the_devic
     torch.testing.assert_close(plain, last)
 
 
+def test_two_schedules_from_one_rate_in_memory_go_the_same_way():
+    """As on a GPU, where a captured step must find the rate in memory."""
+    weights, rate = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(2)], torch.tensor(0.5)
+    both = [torch.optim.Adam(weights[:1], rate, capturable=True, foreach=False), Muon(weights[1:], rate)]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: (step + 1) / 10) for each in both]
+    for step in range(1, 4):
+        for each, schedule in zip(both, schedules, strict=True):
+            each.step()
+            schedule.step()
+        rates = [each.param_groups[0]["lr"].item() for each in both]
+        assert rates == pytest.approx([0.5 * (step + 1) / 10] * 2)
+
+
 def test_faint_directions_are_learned_where_adam_still_waits():
     """A linear map of inputs whose variances span three orders of magnitude, in turned axes."""
     random = torch.Generator().manual_seed(0)

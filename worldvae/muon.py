@@ -17,12 +17,13 @@ class Muon(torch.optim.Optimizer):
     No float leaves the device, so a step can be captured in a CUDA graph.
 
     Args:
-        rate: a float, or a tensor beside the parameters.
+        rate: a float, or a tensor beside the parameters, which is copied: schedules write into it.
         momentum: Nesterov's.
     """
 
     def __init__(self, parameters: ParamsT, rate: Tensor | float, momentum: float = 0.95):
-        super().__init__(parameters, {"lr": rate, "momentum": momentum})
+        own = rate.clone() if isinstance(rate, Tensor) else rate
+        super().__init__(parameters, {"lr": own, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
