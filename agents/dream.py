@@ -34,16 +34,14 @@ class DreamConfig:
     Attributes:
         temperature: of each code's mixture.
         most_steps: after which a dream is truncated.
-        context: real steps that M takes in before a dream begins; 0: dreams begin where episodes do.
     """
 
     temperature: float = 1.0
     most_steps: int = 1000
-    context: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.most_steps < 1 or self.context < 0:
-            raise ValueError(f"temperature must be > 0, most_steps >= 1 and context >= 0: {self}")
+        if self.temperature <= 0 or self.most_steps < 1:
+            raise ValueError(f"temperature must be > 0 and most_steps >= 1: {self}")
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,16 @@ class Starts:
 def real_starts(
     model: WorldModel, episodes: Trajectories, context: int = 0, most: int = 10_000, seed: int = 0
 ) -> Starts:
-    """Starts at episodes' first frames, or at most so many drawn among all that have a context before them.
+    """Where dreams may begin: at most so many of the episodes' frames.
+
+    Args:
+        context: real steps before a start that M takes in; 0: starts are episodes' first frames.
 
     Raises:
-        ValueError: no episode is as long as the context.
+        ValueError: a negative context, or no episode is as long.
     """
+    if context < 0:
+        raise ValueError(f"context must be >= 0, got {context}")
     generator = torch.Generator(episodes.device).manual_seed(seed)
     rows = episodes.windows(context + 1) if context else torch.from_numpy(episodes.first_rows)[:, None]
     if not len(rows):
@@ -152,7 +155,6 @@ class Dream:
 
     def __init__(self, model: WorldModel, starts: Starts, count: int, config: DreamConfig, seed: int = 0):
         self.starts, self.config = starts, config
-        self.rewarded, self.ending = model.reward is not None, model.termination is not None
         self._step = CapturedStep(Stepper(model, config.temperature), model.device)
         self.generator = torch.Generator(model.device).manual_seed(seed)
         self.z = starts.z[:1].repeat(count, 1)
@@ -183,8 +185,8 @@ class Dream:
         normal = torch.randn(count, latents, generator=self.generator, device=self.z.device)
         told = self._step(self.z, a_t, *self.state, uniform, normal)
         self.z, self.state, self.steps = told["z"], (told["h"], told["c"]), self.steps + 1
-        reward = told["reward"] if self.rewarded else torch.ones(count, device=self.z.device)
-        terminated = told["terminated"] if self.ending else torch.zeros_like(self.steps, dtype=torch.bool)
+        reward = told["reward"] if "reward" in told else torch.ones(count, device=self.z.device)
+        terminated = told["terminated"] if "terminated" in told else torch.zeros_like(self.steps, dtype=torch.bool)
         return reward, terminated, self.steps >= self.config.most_steps
 
 
@@ -209,15 +211,14 @@ class DreamVectorEnv(VectorEnv):
         codec: FrameVAE | None = None,
         autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
     ):
-        self.model, self.starts, self.config, self.codec = model, starts, config or DreamConfig(), codec
+        self.codec, self.mode = codec, autoreset_mode
         self.num_envs, self.single_action_space = num_envs, space
         self.action_space = batch_space(space, num_envs)
         self.single_observation_space = Box(-np.inf, np.inf, (model.config.latent_size,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.metadata = {**self.metadata, "autoreset_mode": autoreset_mode}
         self.render_mode = None if codec is None else "rgb_array"
-        self.mode = autoreset_mode
-        self.dream = Dream(model, starts, num_envs, self.config)
+        self.dream = Dream(model, starts, num_envs, config or DreamConfig())
         self._over = np.zeros(num_envs, bool)
 
     def reset(
@@ -245,11 +246,10 @@ class DreamVectorEnv(VectorEnv):
         self._over = terminated | truncated
         info: dict[str, Any] = {}
         if self.mode == AutoresetMode.SAME_STEP and self._over.any():
-            last = self._codes()
-            info = {
-                "final_obs": np.array([z if over else None for z, over in zip(last, self._over, strict=True)], object)
-            }
-            info["_final_obs"] = self._over.copy()
+            final_obs = np.full(self.num_envs, None, dtype=object)
+            for i, z in zip(np.flatnonzero(self._over), self._codes()[self._over], strict=True):
+                final_obs[i] = z
+            info = {"final_obs": final_obs, "_final_obs": self._over.copy()}
             self._begin(self._over.copy())
         return self._codes(), reward.astype(np.float64), terminated, truncated, info
 

@@ -137,6 +137,8 @@ def test_starts_are_real_codes_with_what_the_model_remembers_of_those_before(mod
         torch.testing.assert_close(h, expected[0, -1], atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="no episode has 13 steps"):
         real_starts(model, played, context=13)
+    with pytest.raises(ValueError, match="context must be >= 0"):
+        real_starts(model, played, context=-1)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
@@ -172,6 +174,7 @@ def test_as_a_vector_environment_it_resets_as_gymnasium_does(model, mode):
             assert one.dtype == other.dtype
         assert set(info) == {key for key in told if key.endswith("final_obs")}
         if ours[2].any() and mode == AutoresetMode.SAME_STEP:
+            assert info["final_obs"].shape == told["final_obs"].shape
             assert [last.shape for last in info["final_obs"]] == [(3,), (3,)]
             assert not np.array_equal(np.stack(list(info["final_obs"])), z)
         if ours[2].any() and mode == AutoresetMode.DISABLED:
@@ -206,7 +209,7 @@ def test_discrete_actions_reach_the_model_one_hot():
     np.testing.assert_allclose(reward, expected.reward_tp1[:, 0], atol=1e-5)
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"most_steps": 0}, {"context": -1}])
+@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"most_steps": 0}])
 def test_impossible_settings_are_refused_in_a_sentence(wrong):
     with pytest.raises(ValueError, match="must be > 0"):
         DreamConfig(**wrong)
