@@ -75,7 +75,7 @@ def returns_the_ball(env: gymnasium.Env) -> int:
 
 
 def take_cover() -> gymnasium.Env:
-    return gymnasium.make("agents.takecover:TakeCover-v0")
+    return gymnasium.make("agents.takecover:TakeCover-v0", objects=True)
 
 
 def dots() -> gymnasium.Env:

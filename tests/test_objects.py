@@ -138,7 +138,7 @@ def test_the_player_sends_balls_back_that_random_play_misses(tmp_path: Path):
 
 
 def test_take_covers_fireballs_are_told_where_they_burn():
-    env = gymnasium.make("agents.takecover:TakeCover-v0")
+    env = gymnasium.make("agents.takecover:TakeCover-v0", objects=True)
     seen = {}
     for _ in range(2):
         screen, info = env.reset(seed=3)

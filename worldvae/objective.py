@@ -63,7 +63,7 @@ class ObjectiveConfig:
     total_correlation: float = 1.0
     autoencoder: bool = False
     weighting: Weighting = "even"
-    emphasis: float = 20.0
+    emphasis: float = 8.0
 
     def __post_init__(self) -> None:
         if (isinstance(self.sigma, float | int) and self.sigma <= 0) or self.beta < 0 or self.free_bits < 0:
