@@ -21,7 +21,7 @@ from torch import Tensor
 
 from agents.observations import as_vector
 from agents.sequences import Trajectories, draw
-from agents.world_model import State, WorldModel
+from agents.world_model import State, WorldModel, blank
 from worldvae.devices import CapturedStep
 from worldvae.frames import Frames
 from worldvae.vae import DiagonalGaussian, FrameVAE
@@ -94,7 +94,7 @@ class Stepper:
         config, lstm = model.config, dict(model.lstm.named_parameters())
         self.latents, self.hidden, self.mixtures = config.latent_size, config.hidden, config.mixtures
         self.rewarded, self.ending = model.reward is not None, model.termination is not None
-        self.temperature = temperature
+        self.temperature, self.restart = temperature, config.restart
         gates = torch.cat([lstm["weight_ih_l0"], lstm["weight_hh_l0"]], 1).detach()
         bias = (lstm["bias_ih_l0"] + lstm["bias_hh_l0"]).detach()
         candidate = slice(2 * self.hidden, 3 * self.hidden)
@@ -103,7 +103,8 @@ class Stepper:
         self.gates, self.gates_bias = gates.T.contiguous(), bias
         heads = [self._by_gaussian(model.mixture.weight), self._by_gaussian(model.mixture.bias[:, None])]
         mean, sd = model.reward_moments
-        for head, scale, shift in ((model.reward, sd, mean), (model.termination, 1.0, 0.0)):
+        offset, gain = model.termination_scale
+        for head, scale, shift in ((model.reward, sd, mean), (model.termination, gain, offset)):
             if head is not None:
                 heads[0] = torch.cat([heads[0], head.weight * scale])
                 heads[1] = torch.cat([heads[1], (head.bias * scale + shift)[:, None]])
@@ -117,7 +118,8 @@ class Stepper:
         self, z_t: Tensor, a_t: Tensor, h: Tensor, c: Tensor, uniform: Tensor, normal: Tensor
     ) -> dict[str, Tensor]:
         """Codes [N, Z], actions [N, A], h and c [N, H], noise [N, Z + 1] and [N, Z] -> what follows."""
-        gates = torch.addmm(self.gates_bias, torch.cat([z_t, a_t, h], 1), self.gates).sigmoid_()
+        seen = [z_t, a_t, blank(c), h] if self.restart else [z_t, a_t, h]
+        gates = torch.addmm(self.gates_bias, torch.cat(seen, 1), self.gates).sigmoid_()
         keep_in, keep, candidate, keep_out = gates.chunk(4, 1)
         c = torch.addcmul(keep * c, keep_in, candidate.mul(2).sub_(1))
         h = keep_out * c.tanh()

@@ -15,6 +15,7 @@ from torch.nn import functional
 from agents.forecasts import Learned, nll_per_step
 from agents.observations import action_size
 from agents.sequences import Sequences, Trajectories, draw
+from agents.termination import calibrate, imbalance
 from agents.world_model import Prediction, WorldModel, WorldModelConfig
 from worldvae.batches import sequence_batches
 from worldvae.devices import autocast, pick_device
@@ -29,7 +30,10 @@ class DynamicsConfig:
 
     Attributes:
         hidden, mixtures: the LSTM's width, and Gaussians per latent.
-        reward, termination: whether to predict them too.
+        reward, termination: whether to predict them too; an end's probability is calibrated on the held-out
+            episodes afterwards.
+        balance: of ends, which are rare, and steps that go on: at 1 both kinds count as much, at 0 all steps do.
+        restart: whether an input says that nothing is remembered yet.
         passes: how often each transition is seen, its codes drawn anew each time.
         batch_size: sequences a step.
         most_steps: longest sequence; longer episodes are cut.
@@ -45,6 +49,8 @@ class DynamicsConfig:
     mixtures: int = 5
     reward: bool = True
     termination: bool = True
+    balance: float = 0.5
+    restart: bool = False
     passes: float = 100.0
     batch_size: int = 16
     most_steps: int = 128
@@ -89,6 +95,8 @@ def train_dynamics(
         name="world model",
         observe=observe,
     )
+    if config.termination:
+        model.termination_scale.copy_(calibrate(*ends(model, held_out), learner.end_weight.item()))
     codec = latents.manifest["codec_sha256"]
     model.save(folder, codec, {"steps": steps, **asdict(config), **log[-1]})
     return WorldModel.load(folder, codec, learner.device)
@@ -106,19 +114,33 @@ def load_trajectories(
 
 def world_model_config(latent_size: int, space: gymnasium.Space, config: DynamicsConfig) -> WorldModelConfig:
     """What M is built of for these latents and actions."""
-    return WorldModelConfig(
-        latent_size, action_size(space), config.hidden, config.mixtures, config.reward, config.termination
-    )
+    heads = {name: getattr(config, name) for name in ("hidden", "mixtures", "reward", "termination", "restart")}
+    return WorldModelConfig(latent_size, action_size(space), **heads)
+
+
+@torch.no_grad()
+def ends(model: WorldModel, episodes: Trajectories) -> tuple[Tensor, Tensor]:
+    """The model's logit of an end at every step, and whether there was one, each float32 [R]."""
+    generator = torch.Generator(episodes.device).manual_seed(0)
+    told = []
+    for sequences in episodes.whole():
+        h_tp1, _ = model.remember(draw(sequences.codes, generator)[:, :-1], sequences.a_t)
+        termination = model.predict(sequences.real(h_tp1)).termination
+        assert termination is not None
+        told.append((termination, sequences.real(sequences.terminated)))
+    logits, ended = (torch.cat(column) for column in zip(*told, strict=True))
+    return logits, ended
 
 
 def negative_log_likelihood(
-    prediction: Prediction, z: Tensor, sequences: Sequences, reward_sd: Tensor
+    prediction: Prediction, z: Tensor, sequences: Sequences, reward_sd: Tensor, end_weight: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss in nats per step, and its parts: codes, reward (a Gaussian of the rewards' own sd), end.
 
     Args:
         prediction: of the R real steps (``Sequences.real``).
         z: codes of all frames, float32 [B, T+1, Z].
+        end_weight: how many times steps count that end an episode, float32 [].
     """
     real = sequences.real
     nll_z = -prediction.z_tp1.log_prob(real(z[:, 1:])).sum(-1)
@@ -126,8 +148,9 @@ def negative_log_likelihood(
     if prediction.reward_tp1 is not None:
         parts["reward"] = 0.5 * ((prediction.reward_tp1 - real(sequences.rewards_tp1)) / reward_sd).square().mean()
     if prediction.termination is not None:
-        end = real(sequences.terminated)
-        parts["termination"] = functional.binary_cross_entropy_with_logits(prediction.termination, end)
+        parts["termination"] = functional.binary_cross_entropy_with_logits(
+            prediction.termination, real(sequences.terminated), pos_weight=end_weight
+        )
     loss = torch.stack(list(parts.values())).sum()
     return loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
 
@@ -143,6 +166,8 @@ class DynamicsLearner:
     def __init__(self, config: DynamicsConfig, model: WorldModel, train: Trajectories, steps: int):
         self.config, self.train = config, train
         self.device = train.device
+        weight = imbalance(int(train.terminated.sum()), int(train.lengths.sum()))
+        self.end_weight = torch.tensor(weight**config.balance, device=self.device)
         self.model = model.to(self.device)
         self.optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=True)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
@@ -155,7 +180,7 @@ class DynamicsLearner:
         with autocast(self.device):
             h_tp1, _ = self.model.remember(z[:, :-1], sequences.a_t)
             prediction = self.model.predict(self._dropout(sequences.real(h_tp1)))
-        loss, parts = negative_log_likelihood(prediction, z, sequences, self.model.reward_moments[1])
+        loss, parts = negative_log_likelihood(prediction, z, sequences, self.model.reward_moments[1], self.end_weight)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from worldvae.checkpoint import CheckpointError, load_model, save_model
 
@@ -33,6 +34,7 @@ class WorldModelConfig:
         hidden: H, width of the LSTM.
         mixtures: K, Gaussians per latent.
         reward, termination: whether it predicts them too.
+        restart: one more input, 1 where nothing is remembered yet and 0 after, as published for Doom.
     """
 
     latent_size: int
@@ -41,6 +43,7 @@ class WorldModelConfig:
     mixtures: int = 5
     reward: bool = False
     termination: bool = False
+    restart: bool = False
 
     def __post_init__(self) -> None:
         if min(self.latent_size, self.action_size, self.hidden, self.mixtures) < 1:
@@ -101,7 +104,7 @@ class Prediction:
     Attributes:
         z_tp1: mixture over the next code.
         reward_tp1: float32 [..], its expectation; None without that head.
-        termination: float32 [..], the logit that the episode ends there; None without that head.
+        termination: float32 [..], the logit that the episode ends there, calibrated; None without that head.
     """
 
     z_tp1: Mixture
@@ -109,23 +112,32 @@ class Prediction:
     termination: Tensor | None
 
 
+def blank(c: Tensor) -> Tensor:
+    """float32 [B, 1]: 1 where the LSTM's c [B, H] is as in the beginning (after a step nothing is exactly 0)."""
+    return (c[:, :1] == 0).to(c.dtype)
+
+
 class WorldModel(nn.Module):
     """An LSTM over (z_t, a_t) with a mixture density on top.
 
     With Z 32, A 3, H 256, K 5 and no further heads it has 423,392 parameters: the published 422,368
-    and PyTorch's second bias vector of 4 H.
+    and PyTorch's second bias vector of 4 H. For Doom (Z 64, A 1, H 512, K 5, restart, termination):
+    1,680,833, the published 1,678,785 and the second bias.
     """
 
     reward_moments: Tensor
+    termination_scale: Tensor
 
     def __init__(self, config: WorldModelConfig):
         super().__init__()
         self.config = config
-        self.lstm = nn.LSTM(config.latent_size + config.action_size, config.hidden, batch_first=True)
+        inputs = config.latent_size + config.action_size + config.restart
+        self.lstm = nn.LSTM(inputs, config.hidden, batch_first=True)
         self.mixture = nn.Linear(config.hidden, 3 * config.latent_size * config.mixtures)
         self.reward = nn.Linear(config.hidden, 1) if config.reward else None
         self.termination = nn.Linear(config.hidden, 1) if config.termination else None
         self.register_buffer("reward_moments", torch.tensor([0.0, 1.0]))  # mean and sd, from the training data
+        self.register_buffer("termination_scale", torch.tensor([0.0, 1.0]))  # shift and gain of its logit
         self.sha256 = ""
 
     @property
@@ -153,7 +165,10 @@ class WorldModel(nn.Module):
     def remember(self, z_t: Tensor, a_t: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The first half of ``forward``: h after each step, float [B, T, H], and the last state."""
         h, c = self.start(len(z_t)) if state is None else state
-        h_tp1, (h, c) = self.lstm(torch.cat([z_t, a_t], -1), (h[None], c[None]))
+        seen = [z_t, a_t]
+        if self.config.restart:
+            seen.append(functional.pad(blank(c)[:, None], (0, 0, 0, z_t.shape[1] - 1)))
+        h_tp1, (h, c) = self.lstm(torch.cat(seen, -1), (h[None], c[None]))
         return h_tp1, (h[0].float(), c[0].float())
 
     def predict(self, h_tp1: Tensor) -> Prediction:
@@ -163,7 +178,10 @@ class WorldModel(nn.Module):
         reward = None
         if self.reward is not None:
             reward = self.reward_moments[0] + self.reward_moments[1] * self.reward(h_tp1).float().squeeze(-1)
-        termination = None if self.termination is None else self.termination(h_tp1).float().squeeze(-1)
+        termination = None
+        if self.termination is not None:
+            shift, gain = self.termination_scale
+            termination = shift + gain * self.termination(h_tp1).float().squeeze(-1)
         return Prediction(Mixture(logits, mean, log_sd), reward, termination)
 
     @torch.no_grad()

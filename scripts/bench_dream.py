@@ -19,8 +19,8 @@ from scripts import cli
 from scripts.bench_agents import Product, alone, seconds
 from worldvae.checkpoint import write_record
 
-DOOM = WorldModelConfig(latent_size=64, action_size=2, hidden=512, termination=True)
-"""As published; the second action is the flag of a restart."""
+DOOM = WorldModelConfig(latent_size=64, action_size=1, hidden=512, termination=True, restart=True)
+"""As published."""
 CONTROLLERS = 64
 ACTIONS = 1
 
@@ -30,7 +30,7 @@ def products(config: WorldModelConfig, dreams: int) -> list[Product]:
     seen = config.latent_size + config.hidden
     return [
         Product(CONTROLLERS, dreams // CONTROLLERS, seen, ACTIONS),
-        Product(1, dreams, config.latent_size + config.action_size + config.hidden, 4 * config.hidden),
+        Product(1, dreams, config.latent_size + config.action_size + config.restart + config.hidden, 4 * config.hidden),
         Product(1, dreams, config.hidden, 3 * config.latent_size * config.mixtures + 1),
     ]
 
@@ -42,16 +42,12 @@ def stepping(config: WorldModelConfig, dreams: int, device: torch.device) -> Any
     dream = Dream(model, starts, dreams, DreamConfig(temperature=1.15))
     controller = Controller(config.latent_size + config.hidden, ACTIONS)
     weights = torch.randn(CONTROLLERS, len(controller.weights), device=device) / 10
-    restarted = torch.zeros(dreams, 1, device=device)
 
     def step() -> None:
-        nonlocal restarted
         seen = torch.cat([dream.z, dream.state[0]], 1).unflatten(0, (CONTROLLERS, -1))
         steered = controller.act_all(weights, seen).flatten(0, 1)
-        _, terminated, truncated = dream.step(torch.cat([steered, restarted], 1))
-        over = terminated | truncated
-        dream.reset(over)
-        restarted = over[:, None].float()
+        _, terminated, truncated = dream.step(steered)
+        dream.reset(terminated | truncated)
 
     return step
 
@@ -85,7 +81,7 @@ def main(
     """
     if any(count % CONTROLLERS for count in dreams):
         raise ValueError(f"dreams must be multiples of {CONTROLLERS}, got {dreams}")
-    config = WorldModelConfig(4, 2, hidden=8, termination=True) if tiny else DOOM
+    config = WorldModelConfig(4, 1, hidden=8, termination=True, restart=True) if tiny else DOOM
     rows = [measured(config, count, rounds, 2 if tiny else 40, torch.device(device)) for count in dreams]
     print(cli.table([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
     write_record(out, {**cli.provenance(), "device": device, "rounds": rounds, "steps": rows})

@@ -56,9 +56,14 @@ def episodes(lengths: list[int]) -> Trajectories:
     return Trajectories(made, SPACE, torch.device("cpu"))
 
 
-def test_a_step_is_the_models_own(model):
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_step_is_the_models_own(restart):
     """At next to no temperature a code is the middle of its likeliest Gaussian."""
+    model = model_of(replace(CONFIG, restart=restart))
+    model.termination_scale.copy_(torch.tensor([-0.3, 1.5]))
     stepper, starts = Stepper(model, temperature=1e-12), starts_of(model)
+    for part, fresh in zip(starts.state, model.start(6), strict=True):
+        part[:3] = fresh[:3]
     a_t = torch.rand(6, 2) * 2 - 1
     told = stepper(starts.z, a_t, *starts.state, torch.full((6, 4), 0.5), torch.randn(6, 3))
     expected, (h, c) = model(starts.z[:, None], a_t[:, None], starts.state)

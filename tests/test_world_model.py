@@ -53,12 +53,35 @@ def assert_same(ours: list[Tensor], theirs: list[Tensor]) -> None:
     ("config", "published"),
     [
         (WorldModelConfig(32, 3), 422_368),  # Ha & Schmidhuber 2018, CarRacing
-        (WorldModelConfig(64, 2, hidden=512, termination=True), 1_678_785),  # VizDoom: the restart flag is an input
+        (WorldModelConfig(64, 1, hidden=512, termination=True, restart=True), 1_678_785),  # VizDoom
     ],
 )
 def test_it_has_the_published_parameters_and_a_second_bias_per_gate(config, published):
     count = sum(p.numel() for p in WorldModel(config).parameters())
     assert count == published + 4 * config.hidden
+
+
+def test_the_restart_flag_marks_the_first_step_after_nothing_and_no_other():
+    torch.manual_seed(0)
+    model = WorldModel(replace(CONFIG, restart=True))
+    z_t, a_t = sequences(4, 9)
+    flagged = torch.cat([z_t, a_t, torch.zeros(4, 9, 1)], -1)
+    flagged[:, 0, -1] = 1
+    expected, _ = model.lstm(flagged)
+    h_tp1, _ = model.remember(z_t, a_t)
+    assert_same([h_tp1], [expected])
+    _, state = model.remember(z_t[:, :4], a_t[:, :4])
+    assert_same([model.remember(z_t[:, 4:], a_t[:, 4:], state)[0]], [expected[:, 4:]])
+    for part, fresh in zip(state, model.start(4), strict=True):
+        part[:2] = fresh[:2]  # two of the four begin anew
+    anew = model.remember(z_t[:, 4:], a_t[:, 4:], state)[0]
+    assert_same([anew[:2], anew[2:]], [model.remember(z_t[:2, 4:], a_t[:2, 4:])[0], expected[2:, 4:]])
+
+
+def test_a_calibrated_end_is_shift_plus_gain_times_the_logit(model):
+    before = model(*sequences(2, 3))[0].termination
+    model.termination_scale.copy_(torch.tensor([-4.0, 0.5]))
+    np.testing.assert_allclose(model(*sequences(2, 3))[0].termination.detach(), before.detach() / 2 - 4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("size", ["latent_size", "action_size", "hidden", "mixtures"])
