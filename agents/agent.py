@@ -46,6 +46,7 @@ class AgentSpec:
         hidden: width of its hidden layers.
         architecture: of its actor: soft actor-critic's, or an evolved controller (``hidden`` 0: linear).
         memory: the world model whose h it sees, if any; the agent carries it.
+        sampled: it sees draws from the codec's posterior, as in the dream that it learned in, not means.
     """
 
     observation: ObservationConfig
@@ -56,6 +57,7 @@ class AgentSpec:
     hidden: int
     architecture: Literal["sac", "controller"] = "sac"
     memory: WorldModelConfig | None = None
+    sampled: bool = False
 
 
 class Agent(nn.Module):
@@ -80,6 +82,7 @@ class Agent(nn.Module):
             "hidden": self.spec.hidden,
             "architecture": self.spec.architecture,
             "memory": asdict(self.spec.memory) if self.spec.memory else None,
+            "sampled": self.spec.sampled,
         }
         save_model(Path(folder), KIND, self, {"config": described, "training": dict(training or {})})
 
@@ -137,7 +140,8 @@ class PixelAgent:
             raise CheckpointError(
                 f"the agent was trained with codec {agent.spec.codec_sha256[:12]}, this one is {vae.sha256[:12]}"
             )
-        self._vae = vae
+        self._vae, self._sampled = vae, agent.spec.sampled
+        self._generator = torch.Generator().manual_seed(0)
         self._policy = LatentAgent(agent, num_envs)
 
     def reset(self, mask: NDArray[np.bool_]) -> None:
@@ -145,4 +149,5 @@ class PixelAgent:
 
     def act(self, observations: NDArray[Any]) -> NDArray[Any]:
         posterior = self._vae.encode(to_frames(observations, self._vae.config.frame))
-        return self._policy.act(posterior.mean.cpu().numpy())
+        z = posterior.sample(self._generator) if self._sampled else posterior.mean
+        return self._policy.act(z.cpu().numpy())

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -82,11 +82,21 @@ class EvolutionConfig:
             raise ValueError("so many episodes would need seeds that are kept for selection or test")
 
 
-def evolve(agent: Agent, make_env: MakeEnv, config: EvolutionConfig, folder: str | Path) -> Agent:
+class CanPlay(Protocol):
+    """Workers, or the dream."""
+
+    def map(self, tasks: list[Play]) -> list[Played]: ...
+
+
+def evolve(
+    agent: Agent, make_env: MakeEnv, config: EvolutionConfig, folder: str | Path, dream: CanPlay | None = None
+) -> Agent:
     """Evolves ``agent``'s controller, saves the best so far into ``folder``; resumes what it began.
 
     Args:
         agent: the ancestor, of architecture "controller"; its memory, if any, stays as it is.
+        dream: where candidates play instead of the environment, whole populations at once; then only selection
+            takes env steps.
 
     Raises:
         ValueError: no controller, or the folder holds another kind of evolution.
@@ -96,7 +106,7 @@ def evolve(agent: Agent, make_env: MakeEnv, config: EvolutionConfig, folder: str
     agent.save(folder / "ancestor")
     seconds = None if config.minutes is None else config.minutes * 60
     with Workers(Player(folder / "ancestor", make_env, config.workers), config.workers, config.timeout) as workers:
-        evolution = Evolution(deepcopy(agent), workers, config, folder)
+        evolution = Evolution(deepcopy(agent), workers, config, folder, dream)
         fit(
             evolution.step,
             count,
@@ -113,19 +123,28 @@ def evolve(agent: Agent, make_env: MakeEnv, config: EvolutionConfig, folder: str
 class Evolution:
     """CMA-ES, the best controller so far and what it cost: all that a generation changes."""
 
-    def __init__(self, agent: Agent, workers: Workers[Play, Played], config: EvolutionConfig, folder: Path):
+    def __init__(
+        self,
+        agent: Agent,
+        workers: Workers[Play, Played],
+        config: EvolutionConfig,
+        folder: Path,
+        dream: CanPlay | None = None,
+    ):
         try:
             from cmaes import CMA, SepCMA
         except ImportError as error:
             raise ImportError("evolution needs: pip install 'worldvae[evolution]'") from error
         self.agent, self.workers, self.config, self.folder = agent, workers, config, folder
+        self.player: CanPlay = workers if dream is None else dream
+        self.at_once = config.candidates_at_once if dream is None else config.population
         mean = controller_of(agent).weights.double().numpy()
         self.cma = {"full": CMA, "diagonal": SepCMA}[config.covariance](
             mean.copy(), config.sigma, population_size=config.population, seed=config.seed
         )
         self.leader = mean  # the last generation's best candidate
         self.best, self.best_ever = mean, -np.inf
-        self.env_steps = self.select_env_steps = 0
+        self.env_steps = self.select_env_steps = self.dream_steps = 0
         self.selections = self.selected_at = 0
         self._saved = self._snapshot()
 
@@ -136,9 +155,10 @@ class Evolution:
         candidates = np.stack([self.cma.ask() for _ in range(config.population)])
         first = first_seed(config.seed) + generation * config.rollouts
         seeds = range(first, first + config.rollouts)
-        returns, env_steps = self._play(candidates, seeds, config.candidates_at_once, config.patience)
+        returns, played = self._play(self.player, candidates, seeds, self.at_once, config.patience)
         self.cma.tell([(x, -value) for x, value in zip(candidates, returns, strict=True)])
-        self.env_steps += env_steps
+        self.env_steps += sum(p.env_steps for p in played)
+        self.dream_steps += sum(p.dream_steps for p in played)
         self.leader = candidates[returns.argmax()]
         if (generation + 1) % config.select_every == 0 or generation + 1 == config.generations:
             self._select()
@@ -147,8 +167,8 @@ class Evolution:
         return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in told.items()}
 
     def observe(self) -> Metrics:
-        """Env steps of play and of selection, and the best mean return on selection seeds."""
-        told: Metrics = {"env_steps": self.env_steps, "select_env_steps": self.select_env_steps}
+        """Steps of play in the environment, of selection, in the dream; the best mean return on selection seeds."""
+        told: Metrics = {name: getattr(self, name) for name in ("env_steps", "select_env_steps", "dream_steps")}
         return {**told, "best_ever": self.best_ever} if self.selections else told
 
     def finish(self) -> None:
@@ -164,8 +184,8 @@ class Evolution:
         """Plays the mean and the leader on episodes that nobody has played; keeps the best so far."""
         contenders, episodes = np.stack([self.cma.mean, self.leader]), self.config.select_episodes
         first = _first_selection_seed(self.config.seed) + self.selections * episodes
-        returns, env_steps = self._play(contenders, range(first, first + episodes), 1, None)
-        self.select_env_steps += env_steps
+        returns, played = self._play(self.workers, contenders, range(first, first + episodes), 1, None)
+        self.select_env_steps += sum(p.env_steps for p in played)
         self.selections += 1
         self.selected_at = self.cma.generation
         if returns.max() > self.best_ever:
@@ -173,12 +193,17 @@ class Evolution:
             self._save_agent()
 
     def _play(
-        self, candidates: NDArray[np.float64], seeds: Sequence[int], at_once: int, patience: int | None
-    ) -> tuple[NDArray[np.float64], int]:
-        """Mean return of each candidate, and all emulator steps."""
+        self,
+        player: CanPlay,
+        candidates: NDArray[np.float64],
+        seeds: Sequence[int],
+        at_once: int,
+        patience: int | None,
+    ) -> tuple[NDArray[np.float64], list[Played]]:
+        """Mean return of each candidate, and what was played."""
         shares = [candidates[i : i + at_once] for i in range(0, len(candidates), at_once)]
-        played = self.workers.map([Play(share, tuple(seeds), patience) for share in shares])
-        return np.concatenate([p.returns for p in played]).mean(1), sum(p.env_steps for p in played)
+        played = player.map([Play(share, tuple(seeds), patience) for share in shares])
+        return np.concatenate([p.returns for p in played]).mean(1), played
 
     def _save_agent(self) -> None:
         controller_of(self.agent).weights.data = torch.from_numpy(self.best).float()
@@ -203,7 +228,7 @@ class Evolution:
         self._saved = state
 
 
-_STATE = ("leader", "best", "best_ever", "env_steps", "select_env_steps", "selections", "selected_at")
+_STATE = ("leader", "best", "best_ever", "env_steps", "select_env_steps", "dream_steps", "selections", "selected_at")
 """``Evolution``'s own part of its state."""
 _NOT_SAVED = ("_rng", "_funhist_values", "_ESigma")
 """Of CMA-ES: its generator is seeded anew in each generation, the others are never read here."""

@@ -42,10 +42,11 @@ class Play:
 
 @dataclass(frozen=True)
 class Played:
-    """``returns`` float64 [C, R], undiscounted; emulator steps of all episodes together."""
+    """``returns`` float64 [C, R], undiscounted; emulator's steps, or the dream's, of all episodes together."""
 
     returns: NDArray[np.float64]
     env_steps: int
+    dream_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class LatentEnvs:
         codec: the folder of a ``FrameVAE``.
         backend: EnvPool's threads, or Gymnasium's environments in the worker's own process. Each
             has its own episodes for a seed, which depend on nothing else.
+        sample: latents are draws from the codec's posterior.
     """
 
     codec: Path
@@ -101,6 +103,7 @@ class LatentEnvs:
     max_episode_steps: int | None = None
     key: str | None = None
     env_kwargs: dict[str, Any] = field(default_factory=dict)
+    sample: bool = False
 
     def __call__(self, seeds: Sequence[int], patience: int | None) -> VectorEnv:
         """N environments for N seeds, [N, Z]; ``patience`` as in ``CutWithoutReward``."""
@@ -116,7 +119,7 @@ class LatentEnvs:
         )
         if patience is not None:
             env = CutWithoutReward(env, patience)
-        return LatentVectorObservation(env, _codec(self.codec))
+        return LatentVectorObservation(env, _codec(self.codec), sample=self.sample)
 
 
 @cache

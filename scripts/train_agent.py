@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from agents.agent import Agent
+from agents.dream import DreamConfig, DreamVectorEnv
 from agents.learning import LearningConfig, first_seed, train_agent
 from scripts import cli
+from scripts.dreaming import dreaming
 from scripts.run_folder import RunFolder
 from scripts.train_dynamics import Memory, memory_of
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
@@ -27,6 +30,9 @@ class AgentConfig:
             reward (training only); None leaves episodes whole.
         from_rollouts: the replay starts with the encoded rollouts.
         memory: whose h the agent sees beside z: nobody's, an untrained world model's, or RUN/dynamics'.
+        inside: where to learn: the environment, or dreams of RUN/dynamics that begin at the rollouts' codes.
+        dream: of what kind.
+        context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
         learning: how the agent plays and learns.
     """
 
@@ -35,15 +41,26 @@ class AgentConfig:
     patience: int | None = 120
     from_rollouts: bool = True
     memory: Memory = "none"
+    inside: Literal["environment", "dream"] = "environment"
+    dream: DreamConfig = field(default_factory=DreamConfig)
+    context: int = 0
     learning: LearningConfig = field(default_factory=LearningConfig)
 
 
 def train(run: RunFolder, config: AgentConfig) -> Agent:
-    """Trains the agent in the rollouts' environment, seen through the run's codec."""
+    """Trains the agent in the rollouts' environment, seen through the run's codec, or in dreams of it."""
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     latents = LatentStore(run.latents) if config.from_rollouts else None
     if latents is not None:
         latents.check_codec(vae)
+    memory = memory_of(run, config.memory, vae, store.action_space, config.learning.seed)
+    known = {"action_repeat": store.manifest["action_repeat"], "rollouts": latents, "memory": memory}
+    if config.inside == "dream":
+        model, starts = dreaming(run, store, vae, config.context, config.learning.seed)
+        dreams = DreamVectorEnv(model, starts, config.num_envs, store.action_space, config.dream)
+        return train_agent(
+            dreams, config.learning, run.agent, **described, rollouts=latents, memory=memory, dreamt=True
+        )
     env = make_vector_env(
         store.manifest["env_id"],
         config.num_envs,
@@ -56,15 +73,8 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
     with closing(env):
-        return train_agent(
-            LatentVectorObservation(env, vae),
-            config.learning,
-            run.agent,
-            codec_sha256=vae.sha256,
-            action_repeat=store.manifest["action_repeat"],
-            rollouts=latents,
-            memory=memory_of(run, config.memory, vae, store.action_space, config.learning.seed),
-        )
+        seen = LatentVectorObservation(env, vae)
+        return train_agent(seen, config.learning, run.agent, codec_sha256=vae.sha256, **known)
 
 
 def main(run: cli.Run, config: cli.Flat[AgentConfig] = AgentConfig()) -> None:

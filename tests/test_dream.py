@@ -99,7 +99,7 @@ def test_only_those_that_are_told_begin_anew_and_each_at_a_start(model):
     assert (dream.z[:, None] == starts.z).all(-1).any(1).all()
     assert len(dream.z.unique(dim=0)) > 3, "they do not all begin at the same start"
     dream.step(torch.zeros(50, 2))
-    before, where = dream.z, torch.arange(50) < 20
+    before, where = dream.z.clone(), torch.arange(50) < 20
     dream.reset(where)
     assert torch.equal(dream.z[20:], before[20:])
     at = (dream.z[:20, None] == starts.z).all(-1)

@@ -1,0 +1,20 @@
+"""A run's dreams: its world model, and where in its rollouts they may begin."""
+
+from __future__ import annotations
+
+from agents.dream import Starts, real_starts
+from agents.sequences import Trajectories
+from agents.world_model import WorldModel
+from scripts.run_folder import RunFolder
+from worldvae.devices import pick_device
+from worldvae.latents import LatentStore
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+
+
+def dreaming(run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, seed: int) -> tuple[WorldModel, Starts]:
+    """The run's world model, and where its dreams may begin."""
+    latents, device = LatentStore(run.latents), pick_device("auto")
+    latents.check_codec(vae)
+    model = WorldModel.load(run.dynamics, vae.sha256, device)
+    return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, seed=seed)
