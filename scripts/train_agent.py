@@ -58,9 +58,7 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
     if config.inside == "dream":
         model, starts = dreaming(run, store, vae, config.context, config.learning.seed)
         dreams = DreamVectorEnv(model, starts, config.num_envs, store.action_space, config.dream)
-        return train_agent(
-            dreams, config.learning, run.agent, **described, rollouts=latents, memory=memory, dreamt=True
-        )
+        return train_agent(dreams, config.learning, run.agent, codec_sha256=vae.sha256, dreamt=True, **known)
     env = make_vector_env(
         store.manifest["env_id"],
         config.num_envs,
