@@ -143,7 +143,7 @@ class Evolution:
             mean.copy(), config.sigma, population_size=config.population, seed=config.seed
         )
         self.leader = mean  # the last generation's best candidate
-        self.best, self.best_ever = mean, -np.inf
+        self.best, self.best_ever, self.selected = mean, -np.inf, -np.inf
         self.env_steps = self.select_env_steps = self.dream_steps = 0
         self.selections = self.selected_at = 0
         self._saved = self._snapshot()
@@ -167,9 +167,9 @@ class Evolution:
         return {name: torch.tensor(float(value), dtype=torch.float64) for name, value in told.items()}
 
     def observe(self) -> Metrics:
-        """Steps of play in the environment, of selection, in the dream; the best mean return on selection seeds."""
+        """Steps of play, of selection, in the dream; the last and the best mean return on selection seeds."""
         told: Metrics = {name: getattr(self, name) for name in ("env_steps", "select_env_steps", "dream_steps")}
-        return {**told, "best_ever": self.best_ever} if self.selections else told
+        return {**told, "selected": self.selected, "best_ever": self.best_ever} if self.selections else told
 
     def finish(self) -> None:
         """The last generation has its selection too, also where time ran out before its turn."""
@@ -187,7 +187,7 @@ class Evolution:
         returns, played = self._play(self.workers, contenders, range(first, first + episodes), 1, None)
         self.select_env_steps += sum(p.env_steps for p in played)
         self.selections += 1
-        self.selected_at = self.cma.generation
+        self.selected_at, self.selected = self.cma.generation, float(returns.max())
         if returns.max() > self.best_ever:
             self.best, self.best_ever = contenders[returns.argmax()], float(returns.max())
             self._save_agent()
@@ -228,7 +228,17 @@ class Evolution:
         self._saved = state
 
 
-_STATE = ("leader", "best", "best_ever", "env_steps", "select_env_steps", "dream_steps", "selections", "selected_at")
+_STATE = (
+    "leader",
+    "best",
+    "best_ever",
+    "selected",
+    "env_steps",
+    "select_env_steps",
+    "dream_steps",
+    "selections",
+    "selected_at",
+)
 """``Evolution``'s own part of its state."""
 _NOT_SAVED = ("_rng", "_funhist_values", "_ESigma")
 """Of CMA-ES: its generator is seeded anew in each generation, the others are never read here."""

@@ -1,0 +1,253 @@
+"""Can the dream be trusted? Dream and reality side by side, in numbers and in words.
+
+What M foretells is compared with what came (codes, frames, rewards, ends), and what an agent earns in the dream
+with what it earns in reality.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agents.agent import Agent, LatentAgent
+from agents.dream import DreamConfig, DreamVectorEnv, Starts
+from agents.dynamics import ends
+from agents.forecasts import CONTEXT, HORIZONS, ForecastScores, compare
+from agents.sequences import Trajectories
+from agents.termination import Reliability, reliability
+from agents.world_model import WorldModel
+from worldvae.diagnose import Rule, Verdict
+from worldvae.frames import Frames
+from worldvae.measures.images import psnr, squared_error
+from worldvae.record import interact
+from worldvae.vae import FrameVAE
+
+OUTLIVED = 64
+"""Steps after which it is counted who still lives."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What separates the dream from reality, on held-out episodes.
+
+    Attributes:
+        forecasts: by forecaster; likelihood and open-loop error of codes.
+        decoded: by what was decoded, steps ahead -> PSNR against the real frame, in dB.
+        reward: mean foretold reward less the mean real one, over the real ones' sd; nan without a reward head.
+        ends: foretold and observed, one step ahead; None without a termination head.
+        survival: share of dreams that outlive ``OUTLIVED`` steps of real actions over the share of episodes
+            that did; nan without a termination head or long enough episodes.
+    """
+
+    forecasts: dict[str, ForecastScores]
+    decoded: dict[str, dict[int, float]]
+    reward: float
+    ends: Reliability | None
+    survival: float
+
+
+def gap(model: WorldModel, train: Trajectories, held_out: Trajectories, vae: FrameVAE, frames: Frames) -> Gap:
+    """Measures M on held-out episodes; ``frames`` uint8 [rows, H, W, C] are theirs, one for each of their codes."""
+    return Gap(
+        forecasts=compare(model, train, held_out),
+        decoded=decoded_error(model, held_out, vae, frames),
+        reward=reward_optimism(model, held_out),
+        ends=None if model.termination is None else reliability(*ends(model, held_out)),
+        survival=survival(model, held_out),
+    )
+
+
+@torch.no_grad()
+def decoded_error(
+    model: WorldModel, data: Trajectories, vae: FrameVAE, frames: Frames, most: int = 256
+) -> dict[str, dict[int, float]]:
+    """PSNR in dB, by steps ahead, of one dream, of the codec alone and of the last frame that was seen."""
+    rows = next((r for k in reversed(HORIZONS) if len(r := data.windows(CONTEXT + k))), None)
+    if rows is None:
+        return {}
+    rows = rows[:: -(-len(rows) // most)]
+    means, generator = data.codes.mean[rows], torch.Generator(data.device).manual_seed(0)
+    dreamt = model.imagine(means[:, :CONTEXT], data.actions[rows[:, :-1]], generator)
+    at = rows.cpu().numpy()
+    told: dict[str, dict[int, float]] = {"dream": {}, "codec alone": {}, "same as now": {}}
+    for k in (k for k in HORIZONS if CONTEXT + k <= rows.shape[1]):
+        real = frames[at[:, CONTEXT + k - 1]]
+        made = vae.decode(dreamt[:, k - 1].cpu().numpy()), vae.decode(means[:, CONTEXT + k - 1].cpu().numpy())
+        for name, shown in zip(told, (*made, frames[at[:, CONTEXT - 1]]), strict=True):
+            told[name][k] = psnr(float(squared_error(shown, real).mean()))
+    return told
+
+
+@torch.no_grad()
+def reward_optimism(model: WorldModel, data: Trajectories) -> float:
+    """Mean foretold reward less the mean real one, one step ahead, in the real rewards' sd."""
+    if model.reward is None:
+        return math.nan
+    errors = []
+    for sequences in data.whole():
+        h_tp1, _ = model.remember(sequences.codes.mean[:, :-1], sequences.a_t)
+        told = model.predict(sequences.real(h_tp1)).reward_tp1
+        assert told is not None
+        errors.append(told - sequences.real(sequences.rewards_tp1))
+    return (torch.cat(errors).mean() / data.reward_moments()[1]).item()
+
+
+@torch.no_grad()
+def survival(model: WorldModel, data: Trajectories, dreams: int = 16) -> float:
+    """How many times as many dreams as episodes outlive ``OUTLIVED`` steps of the episodes' own actions.
+
+    Dreams begin where episodes do and repeat their actions; after an end the last of them goes on.
+    """
+    steps = OUTLIVED
+    lived = float((data.lengths > steps).mean())
+    if model.termination is None or not lived:
+        return math.nan
+    at = torch.from_numpy(data.first_rows).to(data.device)
+    z, state = data.codes.mean[at].repeat(dreams, 1), model.start(dreams * len(at))
+    alive = torch.ones(len(z), device=data.device)
+    generator = torch.Generator(data.device).manual_seed(0)
+    for t in range(steps):
+        now = at + torch.from_numpy(np.minimum(t, data.lengths - 1)).to(data.device)
+        state = model.advance(z, data.actions[now].repeat(dreams, 1), state)
+        told = model.predict(state[0])
+        assert told.termination is not None
+        alive = alive * (1 - told.termination.sigmoid())
+        z = told.z_tp1.sample(generator)
+    return alive.mean().item() / lived
+
+
+def dream_returns(
+    agent: Agent, model: WorldModel, starts: Starts, config: DreamConfig, episodes: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """What an agent earns in so many dreams, each played to its end: float64 [episodes]."""
+    env = DreamVectorEnv(model, starts, episodes, agent.spec.action_space, config)
+    returns = np.zeros(episodes)
+    for step in interact(env, LatentAgent(agent, episodes), range(seed, seed + episodes)):
+        returns[step.recorded] += step.rewards_tp1[step.recorded]
+    return returns
+
+
+RULES = (
+    Rule(
+        "blind",
+        "forecast",
+        "one step ahead the dream is {value:.2f} times as far off as the better of two simple forecasts (healthy: at "
+        "most {limit:g})",
+        "train M for more passes, or collect more episodes; if the codec's codes jump from frame to frame, M cannot "
+        "follow: see scripts.diagnose",
+    ),
+    Rule(
+        "drifting",
+        "drift",
+        "{value:.2f} of what there is to know is lost within the longest forecast (healthy: at most {limit:g})",
+        "longer sequences (most_steps), or dreams that begin with context and end sooner",
+    ),
+    Rule(
+        "optimistic rewards",
+        "reward",
+        "foretold rewards are {value:+.2f} sd above the real ones (healthy: within {limit:g})",
+        "collect with the current policy, and train M again on all episodes",
+    ),
+    Rule(
+        "ends unforeseen",
+        "auroc",
+        "a step that ends an episode looks deadlier than another in {value:.0%} of the pairs (healthy: at least "
+        "{limit:.0%})",
+        "what kills may be missing from the codes (see scripts.diagnose), or ends be too few: collect more",
+    ),
+    Rule(
+        "wrongly calibrated ends",
+        "ends",
+        "the model foretells {value:.2f} times as many ends as there are (healthy: {limit:g} or nearer 1)",
+        "train M again: it is calibrated on the episodes that it holds out",
+    ),
+    Rule(
+        "deathless",
+        "survival",
+        "{value:.2f} times as many dreams as episodes outlive the same actions (healthy: {limit:g} or nearer 1)",
+        "what kills is lost along the dream: finer codes, a longer context, or a temperature above 1",
+    ),
+    Rule(
+        "exploited",
+        "exploited",
+        "the dream pays {value:.1f} times what reality does (healthy: at most {limit:g})",
+        "raise the temperature, stop at the checkpoint that is best on real selection episodes, or collect with this "
+        "policy and train M again (--rounds)",
+    ),
+)
+RANGES = {
+    "forecast": (0.0, 0.95),
+    "drift": (0.0, 1.0),
+    "reward": (-0.2, 0.2),
+    "auroc": (0.9, 1.0),
+    "ends": (0.67, 1.5),
+    "survival": (0.67, 1.5),
+    "exploited": (0.0, 1.5),
+}
+
+
+def numbers(told: Gap, dream: float = math.nan, reality: float = math.nan) -> dict[str, float]:
+    """What verdicts are given on; nan where it is not known. ``dream`` and ``reality`` are mean returns."""
+    ours, *simple = (scores.open_loop for scores in told.forecasts.values())
+    first, last = (min(ours, default=0), max(ours, default=0))
+    return {
+        "forecast": ours[first] / min(s[first] for s in simple) if ours else math.nan,
+        "drift": ours[last] if ours else math.nan,
+        "reward": told.reward,
+        "auroc": told.ends.auroc if told.ends else math.nan,
+        "ends": told.ends.ratio if told.ends else math.nan,
+        "survival": told.survival,
+        "exploited": dream / reality if reality > 0 else math.nan,
+    }
+
+
+def verdicts(told: dict[str, float]) -> list[Verdict]:
+    """What is wrong with the dream; nothing where it is healthy, or not known."""
+    given = []
+    for rule in RULES:
+        value, (low, high) = told[rule.number], RANGES[rule.number]
+        if math.isnan(value) or low <= value <= high:
+            continue
+        limit = low if value < low else high
+        says = rule.says.format(value=value, limit=limit)
+        given.append(Verdict(rule.verdict, rule.number, value, limit, says, rule.remedy))
+    return given
+
+
+def as_json(told: Gap) -> dict[str, Any]:
+    """All of it as JSON values; null where there is no number."""
+    curve = {k: np.asarray(v).tolist() for k, v in asdict(told.ends).items()} if told.ends else None
+    return {
+        "forecasts": {name: asdict(scores) for name, scores in told.forecasts.items()},
+        "decoded_psnr": told.decoded,
+        "reward_optimism": finite(told.reward),
+        "ends": curve,
+        "survival": finite(told.survival),
+    }
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no nan."""
+    return value if math.isfinite(value) else None
+
+
+def exploitation(log: Sequence[dict[str, float]]) -> str:
+    """From an evolution in the dream: whether real returns fell while the dream's rose, in words."""
+    selected = [entry for entry in log if "best_ever" in entry and "selected" in entry]
+    if len(selected) < 3:
+        return "exploitation: too few selections in reality to tell"
+    best = max(range(len(selected)), key=lambda i: selected[i]["selected"])
+    peak, last = selected[best], selected[-1]
+    if last["mean"] > peak["mean"] and last["selected"] < 0.8 * peak["selected"]:
+        return (
+            f"EXPLOITED: since step {peak['step']:.0f} the dream's return rose from {peak['mean']:.0f} to "
+            f"{last['mean']:.0f} while the real one fell from {peak['selected']:.0f} to {last['selected']:.0f}; the "
+            f"controller of step {peak['step']:.0f} is the one that was kept"
+        )
+    return "exploitation: none seen (real returns did not fall while the dream's rose)"
