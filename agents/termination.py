@@ -73,8 +73,8 @@ def reliability(logits: Tensor, ends: Tensor, bins: int = 8) -> Reliability:
     cuts = np.searchsorted(mass, mass[-1] * np.arange(1, bins) / bins)
     parts = [part for part in np.split(order, cuts) if len(part)]
     deaths, steps = ended.sum(), len(ended)
-    ranks = np.empty(steps)
-    ranks[order] = np.arange(1, steps + 1)
+    _, tied, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[tied]  # equals share the middle of their ranks
     pairs = deaths * (steps - deaths)
     return Reliability(
         foretold=np.array([probability[part].mean() for part in parts]),

@@ -84,7 +84,7 @@ def page(told: Gap) -> bytes:
 def show(told: Gap, known: dict[str, float]) -> str:
     """Tables: forecasts by steps ahead, and the numbers that verdicts are given on."""
     steps = list(next(iter(told.decoded.values()), {}))
-    rows = [("decoded frames, PSNR dB", *(f"+{k}" for k in steps))]
+    rows: list[tuple[Any, ...]] = [("decoded frames, PSNR dB", *(f"+{k}" for k in steps))]
     rows += [(name, *by_step.values()) for name, by_step in told.decoded.items()]
     horizons = list(told.forecasts["world model"].open_loop)
     codes: list[tuple[Any, ...]] = [("codes", "NLL, nats/step", *(f"error at +{k}" for k in horizons))]
