@@ -49,7 +49,7 @@ class DreamPlayer:
         returns = torch.zeros(len(weights), device=dream.device)
         lengths, row, alive = torch.zeros_like(returns), torch.arange(len(returns), device=dream.device), returns == 0
         for t in range(1, dream.config.most_steps + 1):
-            reward, terminated, _ = dream.step(self._act(weights))
+            reward, terminated = self.step(weights)
             returns[row] += reward * alive
             lengths[row] += alive
             alive = alive & ~terminated
@@ -64,7 +64,8 @@ class DreamPlayer:
         returns, lengths = returns.cpu(), lengths.cpu()
         return Played(returns.double().numpy().reshape(len(task.weights), -1), 0, int(lengths.sum()))
 
-    def _act(self, weights: Tensor) -> Tensor:
-        """Weights [N, P] of each dream's controller -> actions [N, A]."""
+    def step(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """One step of each dream by the controller of its weights [N, P] -> rewards, terminated [N]."""
         seen = torch.cat([self.dream.z, self.dream.state[0]], 1) if self.remembers else self.dream.z
-        return self.controller.act_all(weights, seen[:, None])[:, 0]
+        reward, terminated, _ = self.dream.step(self.controller.act_all(weights, seen[:, None])[:, 0])
+        return reward, terminated

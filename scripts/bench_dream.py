@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 
-from agents.controller import Controller
-from agents.dream import Dream, DreamConfig, Starts
+from agents.agent import Agent, AgentSpec
+from agents.dream import DreamConfig, Starts
+from agents.dream_play import DreamPlayer
+from agents.observations import ObservationConfig
+from agents.play import controller_of
 from agents.world_model import WorldModel, WorldModelConfig
 from scripts import cli
 from scripts.bench_agents import Product, alone, seconds
@@ -21,7 +25,6 @@ from worldvae.checkpoint import write_record
 
 DOOM = WorldModelConfig(latent_size=64, action_size=1, hidden=512, termination=True, restart=True)
 """As published."""
-CONTROLLERS = 64
 ACTIONS = 1
 
 
@@ -29,27 +32,24 @@ def products(config: WorldModelConfig, dreams: int) -> list[Product]:
     """Those of one step of so many dreams and their controllers."""
     seen = config.latent_size + config.hidden
     return [
-        Product(CONTROLLERS, dreams // CONTROLLERS, seen, ACTIONS),
+        Product(dreams, 1, seen, ACTIONS),
         Product(1, dreams, config.latent_size + config.action_size + config.restart + config.hidden, 4 * config.hidden),
         Product(1, dreams, config.hidden, 3 * config.latent_size * config.mixtures + 1),
     ]
 
 
 def stepping(config: WorldModelConfig, dreams: int, device: torch.device) -> Any:
-    """One step of dreams played by a population of controllers, dreams that ended begun anew."""
+    """One step of dreams, each played by its controller, as in a population's evaluation."""
     model = WorldModel(config).eval().to(device)
     starts = Starts(torch.randn(256, config.latent_size, device=device), model.start(256))
-    dream = Dream(model, starts, dreams, DreamConfig(temperature=1.15))
-    controller = Controller(config.latent_size + config.hidden, ACTIONS)
-    weights = torch.randn(CONTROLLERS, len(controller.weights), device=device) / 10
-
-    def step() -> None:
-        seen = torch.cat([dream.z, dream.state[0]], 1).unflatten(0, (CONTROLLERS, -1))
-        steered = controller.act_all(weights, seen).flatten(0, 1)
-        _, terminated, truncated = dream.step(steered)
-        dream.reset(terminated | truncated)
-
-    return step
+    space = Box(-1, 1, (ACTIONS,), np.float32)
+    spec = AgentSpec(
+        ObservationConfig(stack=1, last_action=False), config.latent_size, "", space, 1, 0, "controller", config
+    )
+    player = DreamPlayer(agent := Agent(spec, model), model, starts, DreamConfig(temperature=1.15))
+    player.dream.begin(player.dream.draw_starts(dreams))
+    weights = torch.randn(dreams, len(controller_of(agent).weights), device=device) / 10
+    return lambda: player.step(weights)
 
 
 def measured(
@@ -74,13 +74,7 @@ def main(
     tiny: bool = False,
     out: Path = Path("benchmarks/dream.json"),
 ) -> None:
-    """Time steps of so many dreams at once, multiples of 64.
-
-    Raises:
-        ValueError: dreams that 64 controllers cannot share.
-    """
-    if any(count % CONTROLLERS for count in dreams):
-        raise ValueError(f"dreams must be multiples of {CONTROLLERS}, got {dreams}")
+    """Time steps of so many dreams at once."""
     config = WorldModelConfig(4, 1, hidden=8, termination=True, restart=True) if tiny else DOOM
     rows = [measured(config, count, rounds, 2 if tiny else 40, torch.device(device)) for count in dreams]
     print(cli.table([tuple(rows[0]), *(tuple(row.values()) for row in rows)]))
