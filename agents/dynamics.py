@@ -63,21 +63,31 @@ class DynamicsConfig:
 
 
 def train_dynamics(
-    latents: LatentStore, space: gymnasium.Space, config: DynamicsConfig, folder: str | Path
+    latents: LatentStore,
+    space: gymnasium.Space,
+    config: DynamicsConfig,
+    folder: str | Path,
+    start: WorldModel | None = None,
 ) -> WorldModel:
     """Trains M on encoded episodes and saves it into ``folder``; resumes what it began, exactly.
 
     Args:
         space: the actions' space.
+        start: a world model of the same kind, from whose weights training sets out instead of new ones.
 
     Raises:
-        ValueError: fewer than two episodes (one is held out), actions that agents cannot play, or
-            no CUDA where asked for.
+        ValueError: ``start`` is of another kind, fewer than two episodes (one is held out), actions that agents
+            cannot play, or no CUDA where asked for.
     """
     folder = Path(folder)
     train, held_out = load_trajectories(latents, space, config)
     torch.manual_seed(config.seed)
     model = WorldModel(world_model_config(latents.manifest["latent_size"], space, config))
+    if start is not None and start.config != model.config:
+        raise ValueError(f"a world model of {start.config} is no start for one of {model.config}")
+    if start is not None:
+        model.load_state_dict(start.state_dict())
+        model.termination_scale.copy_(torch.tensor([0.0, 1.0]))  # found anew in the end
     model.reward_moments.copy_(train.reward_moments())
     per_pass = max(1, -(-int((-(-train.lengths // config.most_steps)).sum()) // config.batch_size))
     steps = max(1, round(config.passes * per_pass))

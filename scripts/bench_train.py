@@ -26,7 +26,7 @@ from torch import Tensor
 from scripts import cli
 from scripts.collect import collect
 from scripts.limits import CPU, Limits, flops_per_frame, limits, median_seconds, seconds_of, training_roofline
-from scripts.pipeline import QUICK
+from scripts.pipeline import DRIVING, QUICK
 from scripts.run_folder import RunFolder
 from worldvae.batches import frame_batches
 from worldvae.checkpoint import write_record
@@ -242,7 +242,7 @@ def main(
     folder = RunFolder(run)
     if not (folder.rollouts / "rollouts.json").exists():
         folder.path.mkdir(parents=True, exist_ok=True)
-        collect(folder, replace(QUICK.collect, episodes=220))
+        collect(folder, replace(DRIVING, episodes=220))
     told = measure(folder, frames, seeds, passes, our_passes, rounds)
     write_record(out, told)
     print(json.dumps(told, indent=2) if as_json else show(told))

@@ -37,7 +37,7 @@ class CollectConfig:
         patience: cut an episode after so many env steps without a positive reward.
         env_kwargs: arguments of the environment, such as '{"continuous": false}'.
         frame: how pixels become frames.
-        policy: who acts; agent is the one saved in the run folder agent_run.
+        policy: who acts; agent and evolved are those saved in the run folder agent_run.
         correlated: how correlated actions wander.
         agent_run: see policy.
         first_seed: training seeds lie below 1,000,000.
@@ -52,7 +52,7 @@ class CollectConfig:
     patience: int | None = None
     env_kwargs: cli.JSON = field(default_factory=dict)
     frame: FrameSpec = field(default_factory=FrameSpec)
-    policy: Literal["uniform", "correlated", "agent"] = "correlated"
+    policy: Literal["uniform", "correlated", "agent", "evolved"] = "correlated"
     correlated: CorrelatedConfig = field(default_factory=CorrelatedConfig)
     agent_run: Path | None = None
     first_seed: int = 0
@@ -118,12 +118,13 @@ def summary(store: RolloutStore, episodes: list[int]) -> str:
 
 
 def _policy(config: CollectConfig, space: Any, num_envs: int) -> BehaviourPolicy:
-    if config.policy != "agent":
+    if config.policy in ("uniform", "correlated"):
         return random_policy(config.policy, space, num_envs, config.first_seed, config.correlated)
     if config.agent_run is None:
-        raise ValueError("--policy agent needs --agent-run, the folder of the run that trained it")
+        raise ValueError(f"--policy {config.policy} needs --agent-run, the folder of the run that trained it")
     source = RunFolder(config.agent_run)
-    return PixelAgent(Agent.load(source.agent), FrameVAE.load(source.vae), num_envs)
+    learned = source.agent if config.policy == "agent" else source.evolved
+    return PixelAgent(Agent.load(learned), FrameVAE.load(source.vae), num_envs)
 
 
 def main(run: cli.Run, config: cli.Flat[CollectConfig] = CollectConfig()) -> None:

@@ -22,7 +22,7 @@ from scripts.collect import collect
 from scripts.contenders import CONTENDERS
 from scripts.frame_sets import FrameSet, driving_set, sprite_set
 from scripts.judge import Judge, straight
-from scripts.pipeline import QUICK
+from scripts.pipeline import DRIVING
 from scripts.run_folder import RunFolder
 from scripts.state_regressor import fitted_regressor
 from worldvae.checkpoint import CheckpointError, only_writer, read_json, write_json, write_record
@@ -160,7 +160,7 @@ def rollouts_of(out: Path, given: Path | None) -> Path:
     folder = RunFolder(out)
     if given is None and not (folder.rollouts / "rollouts.json").exists():
         folder.path.mkdir(parents=True, exist_ok=True)
-        collect(folder, replace(QUICK.collect, episodes=220))
+        collect(folder, replace(DRIVING, episodes=220))
     return given or folder.rollouts
 
 

@@ -87,8 +87,11 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
         return report
     vae, agent = read_json(run.vae / "config.json"), read_json(_learned(run, config) / "config.json")
     learned = agent["training"]
-    select = int(learned.get("select_env_steps", 0))
-    steps = {"collect": store.env_steps, "train": int(learned["env_steps"]), "select": select}
+    trained_in = [run, *run.earlier]
+    summaries = [read_json(_learned(each, config) / "config.json")["training"] for each in trained_in]
+    select = sum(int(summary.get("select_env_steps", 0)) for summary in summaries)
+    train = sum(int(summary["env_steps"]) for summary in summaries)
+    steps = {"collect": store.env_steps, "train": train, "select": select}
     last_stage = "train_agent" if config.policy == "agent" else "evolve"
     trained = run.seconds("train_vae", "encode", "train_dynamics", last_stage)
     wall = {"collect": run.seconds("collect"), "train": trained}

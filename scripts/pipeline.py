@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
 from agents.report import write_report
+from agents.world_model import WorldModel
 from scripts import cli
 from scripts.collect import CollectConfig, collect
 from scripts.encode import encode_rollouts
@@ -25,19 +27,38 @@ from worldvae.frames import FrameSpec
 from worldvae.objective import ObjectiveConfig
 from worldvae.policies import CorrelatedConfig
 from worldvae.training import VAETrainingConfig
+from worldvae.vae import FrameVAE
+
+Stage = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Again:
+    """What every round after the first does: its agent plays, and all is refreshed on all episodes.
+
+    Attributes:
+        rounds: how many more.
+        collect: episodes played by the agent of the round before.
+        vae, dynamics: settings of trainings that set out from the weights of the round before.
+    """
+
+    rounds: int
+    collect: CollectConfig
+    vae: VAETrainingConfig
+    dynamics: DynamicsConfig
 
 
 @dataclass(frozen=True)
 class PipelineConfig:
-    """Every stage's settings. ``official`` are the episodes collected in Gymnasium itself, so that
-    the codec has seen the frames it is judged on; ``collect`` may take a faster backend."""
+    """Every stage's settings. Each of ``collect`` is played: some perhaps in a faster backend, some in Gymnasium
+    itself, so that the codec has seen the frames it is judged on."""
 
-    collect: CollectConfig
-    official: CollectConfig
+    collect: tuple[CollectConfig, ...]
     vae: VAETrainingConfig
     dynamics: DynamicsConfig
     agent: AgentConfig
     evaluate: EvaluateConfig
+    again: Again | None = None
 
 
 DRIVING = CollectConfig(
@@ -51,8 +72,7 @@ DRIVING = CollectConfig(
 )
 FINE = ObjectiveConfig(sigma=0.1, free_bits=0.0)
 QUICK = PipelineConfig(
-    collect=DRIVING,
-    official=replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500),
+    collect=(DRIVING, replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500)),
     # On its codes agents fail more rarely than on the compact codec's, whose frames are finer (benchmarks/LOG.md).
     vae=VAETrainingConfig(architecture="paper", optimiser="adam", learning_rate=1e-3, objective=FINE, passes=3),
     dynamics=DynamicsConfig(),
@@ -61,8 +81,10 @@ QUICK = PipelineConfig(
 )
 TINY = replace(
     QUICK,
-    collect=replace(DRIVING, episodes=4, num_envs=2, max_episode_steps=80),
-    official=replace(QUICK.official, episodes=1, num_envs=1, max_episode_steps=80),
+    collect=(
+        replace(DRIVING, episodes=4, num_envs=2, max_episode_steps=80),
+        replace(DRIVING, episodes=1, num_envs=1, max_episode_steps=80, backend="async", first_seed=500),
+    ),
     vae=VAETrainingConfig(objective=FINE, passes=20),
     dynamics=DynamicsConfig(passes=20),
     agent=AgentConfig(num_envs=4, learning=LearningConfig(env_steps=1600, updates=2)),
@@ -79,36 +101,76 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
     if not 0 <= seed < 90:
         raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {seed}")
     first = 10_000 * seed
-    learning = replace(config.agent.learning, seed=seed)
+    again = config.again and replace(
+        config.again,
+        collect=replace(config.again.collect, first_seed=first + config.again.collect.first_seed, backend=backend),
+        vae=replace(config.again.vae, seed=seed),
+        dynamics=replace(config.again.dynamics, seed=seed),
+    )
     return replace(
         config,
-        collect=replace(config.collect, first_seed=first, backend=backend),
-        official=replace(config.official, first_seed=first + config.official.first_seed),
+        collect=tuple(
+            replace(c, first_seed=first + c.first_seed, backend=backend if c.backend == "auto" else c.backend)
+            for c in config.collect
+        ),
         vae=replace(config.vae, seed=seed),
         dynamics=replace(config.dynamics, seed=seed),
-        agent=replace(config.agent, learning=learning, backend=backend),
+        agent=replace(config.agent, learning=replace(config.agent.learning, seed=seed), backend=backend),
+        again=again,
     )
 
 
 def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
-    """Runs the stages that ``run`` has not done yet; returns the score table."""
-    stages = {
-        "collect": lambda: (collect(run, config.collect), collect(run, config.official)),
-        "train_vae": lambda: train_vae(run, config.vae),
-        "encode": lambda: encode_rollouts(run),
-        "train_dynamics": lambda: train_dynamics(run, config.dynamics),
-        "train_agent": lambda: train_agent(run, config.agent),
+    """Runs the stages that ``run`` has not done yet, round by round; returns the score table."""
+    rounds = 1 + (config.again.rounds if config.again else 0)
+    before = None
+    for number in range(rounds):
+        here = run if number == rounds - 1 else run.round(number)
+        if rounds > 1:
+            print(f"\n==== round {number + 1} of {rounds}")
+        do(here, a_round(here, config, number, before))
+        before = here
+    judge = {
         "evaluate_random": lambda: score(run, replace(config.evaluate, policy="random")),
         "evaluate": lambda: score(run, config.evaluate),
     }
+    do(run, judge)
+    return write_report(run.path)
+
+
+def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFolder | None) -> dict[str, Stage]:
+    """From play to an agent."""
+    again = config.again
+    if before is None or again is None:
+        plays, vae, dynamics, start = config.collect, config.vae, config.dynamics, None
+    else:
+        first = again.collect.first_seed + (number - 1) * again.collect.episodes
+        plays = (replace(again.collect, first_seed=first, policy="agent", agent_run=before.path),)
+        vae, dynamics, start = again.vae, again.dynamics, before
+    return {
+        "collect": lambda: [collect(run, play) for play in plays],
+        "train_vae": lambda: train_vae(run, vae, start=FrameVAE.load(start.vae) if start else None),
+        "encode": lambda: encode_rollouts(run),
+        "train_dynamics": lambda: train_dynamics(run, dynamics, world_model(start) if start else None),
+        "train_agent": lambda: train_agent(run, config.agent),
+    }
+
+
+def world_model(run: RunFolder) -> WorldModel:
+    """As it was trained there, on the codec of that round."""
+    return WorldModel.load(run.dynamics, FrameVAE.load(run.vae).sha256)
+
+
+def do(run: RunFolder, stages: Mapping[str, Stage]) -> None:
+    """Works through the stages that are not done yet, each timed."""
     for name, work in stages.items():
         if run.is_done(name):
             print(f"{name}: done before")
             continue
         print(f"\n== {name}")
+        run.path.mkdir(parents=True, exist_ok=True)
         with run.stage(name):
             work()
-    return write_report(run.path)
 
 
 def main(

@@ -12,11 +12,14 @@ from worldvae.checkpoint import only_writer, read_json, write_json
 
 
 class RunFolder:
-    """``rollouts/ vae/ latents/ dynamics/ agent/ evolved/ pictures/`` and ``stages.json`` with their wall seconds."""
+    """``rollouts/ vae/ latents/ dynamics/ agent/ evolved/ pictures/`` and ``stages.json`` with their wall seconds.
 
-    def __init__(self, path: str | Path):
+    Of a run of several rounds it is the last; earlier ones lie in ``round-0/ round-1/ ..`` and share its rollouts.
+    """
+
+    def __init__(self, path: str | Path, rollouts: Path | None = None):
         self.path = Path(path)
-        self.rollouts = self.path / "rollouts"
+        self.rollouts = rollouts or self.path / "rollouts"
         self.vae = self.path / "vae"
         self.latents = self.path / "latents"
         self.dynamics = self.path / "dynamics"
@@ -30,9 +33,19 @@ class RunFolder:
         file = self.path / "stages.json"
         return read_json(file) if file.exists() else {}
 
+    def round(self, number: int) -> RunFolder:
+        """One of the rounds before the last."""
+        return RunFolder(self.path / f"round-{number}", self.rollouts)
+
+    @property
+    def earlier(self) -> list[RunFolder]:
+        """The rounds before the last, so far."""
+        return [self.round(i) for i in range(sum(1 for _ in self.path.glob("round-*")))]
+
     def seconds(self, *stages: str) -> float:
-        """Wall seconds that these stages took, over all sittings."""
-        return sum(self.stages.get(stage, {}).get("seconds", 0.0) for stage in stages)
+        """Wall seconds that these stages took, over all sittings and rounds."""
+        here = sum(self.stages.get(stage, {}).get("seconds", 0.0) for stage in stages)
+        return here + sum(earlier.seconds(*stages) for earlier in self.earlier)
 
     def is_done(self, stage: str) -> bool:
         return bool(self.stages.get(stage, {}).get("done", False))
@@ -44,7 +57,7 @@ class RunFolder:
         Raises CheckpointError where another process is at the same stage; others may run meanwhile.
         """
         with only_writer(self.path, f".{name}.lock"):
-            before, begin, done = self.seconds(name), time.monotonic(), self.is_done(name)
+            before, begin, done = self.stages.get(name, {}).get("seconds", 0.0), time.monotonic(), self.is_done(name)
             try:
                 yield
                 done = True

@@ -28,11 +28,11 @@ HEALTHY = (
 )
 
 
-def train(run: RunFolder, config: DynamicsConfig) -> WorldModel:
+def train(run: RunFolder, config: DynamicsConfig, start: WorldModel | None = None) -> WorldModel:
     """Trains M on ``run``'s latents, prints how well it foretells, and films a dream."""
     store, latents, vae = RolloutStore(run.rollouts), LatentStore(run.latents), FrameVAE.load(run.vae)
     latents.check_codec(vae)
-    model = train_dynamics(latents, store.action_space, config, run.dynamics)
+    model = train_dynamics(latents, store.action_space, config, run.dynamics, start)
     scores = compare(model, *load_trajectories(latents, store.action_space, config), config.seed)
     write_json(run.dynamics / "forecasts.json", {name: vars(s) for name, s in scores.items()})
     print(f"{cli.table(rows(scores))}\n{HEALTHY}")

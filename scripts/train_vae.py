@@ -17,10 +17,10 @@ from worldvae.vae import FrameVAE
 HEALTHY = "healthy: KL well above 1 nat, PSNR above 24 dB, held-out close to training; a negative loss is no bug"
 
 
-def train(run: RunFolder, config: VAETrainingConfig, world: World = ALONE) -> FrameVAE:
+def train(run: RunFolder, config: VAETrainingConfig, world: World = ALONE, start: FrameVAE | None = None) -> FrameVAE:
     """Trains the codec on ``run``'s rollouts, prints its numbers and writes its pictures."""
     store = RolloutStore(run.rollouts)
-    vae = train_vae(store, config, run.vae, world)
+    vae = train_vae(store, config, run.vae, world, start)
     print(summary(run, config))
     _, held_out = split_episodes(len(store), config.held_out, config.seed)
     frames = np.concatenate([store.visible_frames(e)[::4] for e in held_out])

@@ -76,7 +76,13 @@ class VAETrainingConfig:
     compile: bool = False
 
 
-def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path, world: World = ALONE) -> FrameVAE:
+def train_vae(
+    store: RolloutStore,
+    config: VAETrainingConfig,
+    folder: str | Path,
+    world: World = ALONE,
+    start: FrameVAE | None = None,
+) -> FrameVAE:
     """Trains a codec on the store's frames; resumes what ``folder`` has begun.
 
     Writes the best codec by held-out loss into ``folder`` (``FrameVAE.load`` reads it), and the
@@ -84,10 +90,11 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
 
     Args:
         world: the processes that train it together, from ``distributed.joined``; each calls this.
+        start: a codec of the same kind, from whose weights training sets out instead of new ones.
 
     Raises:
-        ValueError: fewer than two episodes (one is held out), no CUDA where asked for, or a batch that the
-            processes cannot share equally.
+        ValueError: ``start`` is of another kind, fewer than two episodes (one is held out), no CUDA where asked
+            for, or a batch that the processes cannot share equally.
         RuntimeError: out of memory; says what to lower.
     """
     folder = Path(folder)
@@ -97,7 +104,12 @@ def train_vae(store: RolloutStore, config: VAETrainingConfig, folder: str | Path
     vae_config = FrameVAEConfig(store.frame_spec, config.latent_size, config.architecture)
     learner = VAELearner(config, vae_config, steps, world)
     sample = some_frames(store, train, most=512)
-    learner.vae.start_from(sample)
+    if start is None:
+        learner.vae.start_from(sample)
+    elif start.config != vae_config:
+        raise ValueError(f"a codec of {start.config} is no start for one of {vae_config}")
+    else:
+        learner.vae.load_state_dict(start.state_dict())
     motion = config.objective.weighting == "motion"
     if config.objective.weighting == "background":
         median = torch.from_numpy(median_frame(sample.numpy(), len(sample)))
