@@ -122,8 +122,7 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
 
 def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
     """Runs the stages that ``run`` has not done yet, round by round; returns the score table."""
-    rounds = 1 + (config.again.rounds if config.again else 0)
-    before = None
+    rounds, before = 1 + (config.again.rounds if config.again else 0), None
     for number in range(rounds):
         here = run if number == rounds - 1 else run.round(number)
         if rounds > 1:

@@ -252,6 +252,17 @@ def test_an_interrupted_training_ends_with_the_same_bytes(dots, trained, tmp_pat
     assert unbroken == resumed
 
 
+def test_a_training_may_set_out_from_another_model(dots, trained, tmp_path):
+    _, latents = dots
+    brief = replace(CONFIG, passes=2, learning_rate=1e-4)
+    train_dynamics(latents, SPACE, brief, tmp_path / "on", start=trained[0])
+    train_dynamics(latents, SPACE, brief, tmp_path / "new")
+    on, new = (read_json(tmp_path / f / "config.json")["training"]["held_out_nll"] for f in ("on", "new"))
+    assert on < new - 1
+    with pytest.raises(ValueError, match="is no start for one of"):
+        train_dynamics(latents, SPACE, replace(brief, hidden=8), tmp_path / "other", start=trained[0])
+
+
 def test_another_seed_trains_another_model(dots, tmp_path):
     files = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):

@@ -177,3 +177,19 @@ def test_active_units_counts_latents_that_vary():
     means[:, 0] = torch.linspace(-1, 1, 100)  # variance 0.34
     means[:, 1] = torch.linspace(-0.1, 0.1, 100)  # variance 0.0034
     assert active_units(means) == 1
+
+
+def test_a_training_may_set_out_from_another_codec(store, trained, tmp_path):
+    """Half a pass more on the same frames is no worse; from nothing it is far behind."""
+    vae, folder = trained
+    short = replace(CONFIG, passes=0.5, learning_rate=1e-3, seed=1, held_out=CONFIG.held_out)
+    refreshed, new = (train_vae(store, short, tmp_path / str(i), start=s) for i, s in enumerate((vae, None)))
+    assert refreshed.sha256 != vae.sha256
+    before, after, nothing = (
+        read_json(f / "config.json")["training"]["psnr"] for f in (folder, tmp_path / "0", tmp_path / "1")
+    )
+    assert after > before - 1 > nothing + 1
+    assert torch.equal(refreshed.encoder.mean, vae.encoder.mean)
+    assert not torch.equal(new.encoder.mean, torch.zeros_like(new.encoder.mean))
+    with pytest.raises(ValueError, match="is no start for one of"):
+        train_vae(store, replace(short, latent_size=5), tmp_path / "other", start=vae)

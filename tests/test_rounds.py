@@ -1,0 +1,88 @@
+"""A pipeline of several rounds on the dot environment: agents that learn in dreams of it, and then see more of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.dream import DreamConfig
+from agents.dynamics import DynamicsConfig
+from agents.learning import LearningConfig
+from scripts.collect import CollectConfig
+from scripts.evaluate import EvaluateConfig
+from scripts.pipeline import Again, PipelineConfig, run_pipeline, with_seed
+from scripts.run_folder import RunFolder
+from scripts.train_agent import AgentConfig
+from worldvae import FrameSpec, FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig
+from worldvae.checkpoint import read_json
+
+PLAY = CollectConfig("tests.pixel_env:tests/Dot-v0", episodes=20, backend="sync", num_envs=4, frame=FrameSpec(32, 32))
+VAE = VAETrainingConfig(latent_size=4, objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=6, device="cpu")
+M = DynamicsConfig(hidden=32, mixtures=2, passes=30, batch_size=8, restart=True, device="cpu")
+CONFIG = PipelineConfig(
+    collect=(PLAY,),
+    vae=VAE,
+    dynamics=M,
+    agent=AgentConfig(
+        inside="dream",
+        dream=DreamConfig(most_steps=20),
+        num_envs=8,
+        patience=None,
+        learning=LearningConfig(env_steps=1600, updates=2, reward_clip=(0, 1), reward_scale=1.0),
+    ),
+    evaluate=EvaluateConfig(episodes=2, workers=1, film=False),
+    again=Again(
+        rounds=1,
+        collect=replace(PLAY, episodes=8, first_seed=5000),
+        vae=replace(VAE, passes=1, learning_rate=1e-3),
+        dynamics=replace(M, passes=5, learning_rate=1e-3),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[RunFolder, str]:
+    run = RunFolder(tmp_path_factory.mktemp("rounds"))
+    return run, run_pipeline(run, with_seed(CONFIG, 0, "sync"))
+
+
+def test_the_second_rounds_rollouts_are_played_by_the_firsts_agent(finished):
+    run, _ = finished
+    store = RolloutStore(run.rollouts)
+    assert [store.header(i)["policy"] for i in range(28)] == ["correlated"] * 20 + ["agent"] * 8
+    assert [store.header(i)["seed"] for i in range(20, 28)] == list(range(5000, 5008))
+    first, last = (FrameVAE.load(folder.vae).sha256 for folder in (run.round(0), run))
+    assert first != last
+    assert [folder.path.name for folder in run.earlier] == ["round-0"]
+
+
+def test_only_collecting_took_env_steps_and_all_rounds_minutes_count(finished):
+    run, table = finished
+    told = read_json(run.path / "evaluation.json")
+    assert told["env_steps"] == {"collect": 28 * 20, "train": 0, "select": 0}
+    assert told["config"]["agent"]["dream_steps"] > 1000
+    stages = [folder.stages for folder in (run, run.round(0))]
+    spent = sum(each[s]["seconds"] for each in stages for s in ("train_vae", "encode", "train_dynamics", "train_agent"))
+    assert told["wall_seconds"]["train"] == pytest.approx(spent)
+    assert told["wall_seconds"]["collect"] == pytest.approx(sum(each["collect"]["seconds"] for each in stages))
+    assert "report.html" in table
+
+
+def test_what_is_done_is_not_done_again_in_any_round(finished, capsys):
+    run, _ = finished
+    run_pipeline(run, with_seed(CONFIG, 0, "sync"))
+    assert capsys.readouterr().out.count("done before") == 5 + 5 + 2
+
+
+def test_another_training_seed_plays_other_episodes_in_every_round():
+    seeded = with_seed(CONFIG, 3, "sync")
+    assert (seeded.collect[0].first_seed, seeded.again.collect.first_seed) == (30_000, 35_000)
+    assert seeded.again.vae.seed == seeded.again.dynamics.seed == seeded.agent.learning.seed == 3
+
+
+def test_its_way_is_in_the_folder(finished):
+    run, _ = finished
+    for folder in (run.path, run.path / "round-0"):
+        assert {"vae", "latents", "dynamics", "agent", "stages.json"} <= {p.name for p in Path(folder).iterdir()}
