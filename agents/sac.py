@@ -74,7 +74,7 @@ class GaussianActor(nn.Module):
 
     def __init__(self, observation_size: int, action_size: int, hidden: int):
         super().__init__()
-        self.net = _perceptron(observation_size, hidden, 2 * action_size)
+        self.net = perceptron(observation_size, hidden, 2 * action_size)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log sd before squashing, each [B, A]."""
@@ -107,7 +107,7 @@ class CategoricalActor(nn.Module):
 
     def __init__(self, observation_size: int, action_size: int, hidden: int):
         super().__init__()
-        self.net = _perceptron(observation_size, hidden, action_size)
+        self.net = perceptron(observation_size, hidden, action_size)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Log-probabilities [B, A]."""
@@ -227,7 +227,7 @@ class SAC:
         self.generator.set_state(state["generator"])
 
 
-def _perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
+def perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_in in (size_in, hidden):
         layers += [nn.Linear(n_in, hidden), nn.LayerNorm(hidden), nn.ReLU(inplace=True)]

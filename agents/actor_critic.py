@@ -1,0 +1,292 @@
+"""An actor-critic learns in the dream: thousands of dreams step together, and nothing leaves the device.
+
+Proximal policy optimisation (Schulman et al. 2017) with generalised advantages (Schulman et al. 2016). The actor is
+soft actor-critic's, and sees z and M's h. Knows nothing of pixels, codecs or real environments, but for a function
+that scores agents there now and then.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor, nn
+
+from agents.agent import Agent
+from agents.dream import Dream, DreamConfig, Starts
+from agents.observations import ObservationConfig
+from agents.sac import perceptron
+from agents.world_model import WorldModel
+from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
+
+Select = Callable[[Agent, int], tuple[float, int]]
+"""(agent, how many times it was asked before) -> its mean return in reality, and the env steps that took."""
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """How an actor-critic learns in the dream.
+
+    Attributes:
+        dreams: that step together.
+        horizon: steps of each dream between two updates.
+        iterations: updates, at most.
+        minutes: stop earlier after so much wall time.
+        epochs, minibatches: passes over an update's steps, and parts of each pass.
+        hidden: width of both hidden layers of actor and critic.
+        discount: per step.
+        trace: lambda of the advantages.
+        clip: how far an action's probability may move in an update.
+        entropy: nats are worth so much return.
+        learning_rate: Adam's at the start; it falls to nothing in a line.
+        selections: times that the actor is scored in reality, evenly; the best is kept. 0: the last is.
+        seed: of weights, noise and dreams.
+    """
+
+    dreams: int = 1024
+    horizon: int = 32
+    iterations: int = 200
+    minutes: float | None = None
+    epochs: int = 2
+    minibatches: int = 8
+    hidden: int = 64
+    discount: float = 0.99
+    trace: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.003
+    learning_rate: float = 1e-3
+    selections: int = 4
+    seed: int = 0
+
+
+def learn_in_dream(
+    agent: Agent,
+    model: WorldModel,
+    starts: Starts,
+    dream: DreamConfig,
+    config: ActorCriticConfig,
+    folder: str | Path,
+    select: Select | None = None,
+) -> Agent:
+    """Trains ``agent``'s actor in dreams of ``model`` and saves it into ``folder``; resumes what it began.
+
+    Args:
+        agent: of soft actor-critic's architecture; it sees z, and h where it remembers.
+        select: scores an agent in reality.
+
+    Raises:
+        ValueError: the agent sees anything else, or plays another space than Box or Discrete.
+    """
+    folder = Path(folder)
+    learner = ActorCritic(agent, Dream(model, starts, config.dreams, dream, config.seed), config, select)
+    log = fit(
+        learner.step,
+        count,
+        learner,
+        FitConfig(
+            config.iterations,
+            log_every=max(1, config.iterations // 40),
+            checkpoint_every=max(1, config.iterations // 10),
+            seconds=None if config.minutes is None else 60 * config.minutes,
+        ),
+        folder,
+        name="actor-critic",
+        observe=learner.observe,
+    )
+    learner.finish()
+    kept = {**asdict(config), **asdict(dream), **log[-1], **learner.observe()}
+    agent.actor.load_state_dict(learner.best if learner.best else agent.actor.state_dict())
+    agent.save(folder, kept)
+    return Agent.load(folder)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """T steps of N dreams.
+
+    Attributes:
+        seen: float32 [T, N, O]
+        drawn: float32 [T, N, A], what was drawn: before tanh for a Box, one-hot for a Discrete space.
+        log_p: float32 [T, N] of that.
+        value, advantage: float32 [T, N]
+    """
+
+    seen: Tensor
+    drawn: Tensor
+    log_p: Tensor
+    value: Tensor
+    advantage: Tensor
+
+
+class ActorCritic:
+    """Actor, critic, their optimiser and the dreams they are in: all that training changes."""
+
+    def __init__(self, agent: Agent, dream: Dream, config: ActorCriticConfig, select: Select | None = None):
+        space = agent.spec.action_space
+        if agent.spec.observation != ObservationConfig(stack=1, last_action=False):
+            raise ValueError("in the dream an actor sees z and h: stack 1, and no last action")
+        if not isinstance(space, Box | Discrete):
+            raise ValueError(f"an actor-critic plays Box and Discrete action spaces, not {space}")
+        torch.manual_seed(config.seed)
+        self.agent, self.dream, self.config, self.select = agent, dream, config, select
+        self.discrete, self.remembers = isinstance(space, Discrete), agent.spec.memory is not None
+        self.actor = agent.actor.to(dream.device)
+        size = dream.z.shape[1] + (dream.state[0].shape[1] if self.remembers else 0)
+        self.critic = perceptron(size, config.hidden, 1).to(dream.device)
+        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimiser = torch.optim.Adam(parameters, config.learning_rate, eps=1e-5)
+        self.updates = self.dream_steps = self.select_env_steps = self.selections = 0
+        self.returns, self.last_return = torch.zeros(len(dream), device=dream.device), torch.zeros(())
+        self.best: dict[str, Tensor] = {}
+        self.best_ever, self.selected = -math.inf, -math.inf
+
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        """Dreams on for ``horizon`` steps, then learns from them."""
+        config = self.config
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate * (1 - iteration / config.iterations)
+        experience, told = self._dreamt()
+        self.dream_steps += experience.value.numel()
+        flat = [getattr(experience, name).flatten(0, 1) for name in Experience.__dataclass_fields__]
+        parts: dict[str, Tensor] = {}
+        for _ in range(config.epochs):
+            order = torch.randperm(len(flat[0]), generator=self.dream.generator, device=self.dream.device)
+            for rows in order.chunk(config.minibatches):
+                parts = self._update(*(x[rows] for x in flat))
+        self.updates = iteration + 1
+        every = config.iterations // max(1, config.selections)
+        if config.selections and self.updates % every == 0:
+            self._select()
+        return {**told, **parts}
+
+    @torch.no_grad()
+    def _dreamt(self) -> tuple[Experience, dict[str, Tensor]]:
+        dream, discount, rows, ended = self.dream, self.config.discount, [], []
+        seen = self._seen()
+        for _ in range(self.config.horizon):
+            drawn, log_p = self._draw(seen)
+            value = self.critic(seen)[:, 0]
+            reward, terminated, truncated = dream.step(drawn if self.discrete else drawn.tanh())
+            following = self.critic(self._seen())[:, 0] * ~terminated
+            over = terminated | truncated
+            surprise = (1 - discount) * reward + discount * following - value  # so values are means of rewards
+            rows.append((seen, drawn, log_p, value, surprise, over))
+            self.returns += reward
+            ended.append(self.returns[over])
+            self.returns = self.returns * ~over
+            dream.reset(over)
+            seen = self._seen()
+        seen, drawn, log_p, value, surprise, over = (torch.stack(column) for column in zip(*rows, strict=True))
+        advantage, ahead = torch.empty_like(surprise), torch.zeros_like(surprise[0])
+        for t in reversed(range(len(rows))):
+            ahead = surprise[t] + discount * self.config.trace * ahead * ~over[t]
+            advantage[t] = ahead
+        finished = torch.cat(ended)
+        self.last_return = finished.mean() if len(finished) else self.last_return
+        return Experience(seen, drawn, log_p, value, advantage), {"return": self.last_return}
+
+    def _update(
+        self, seen: Tensor, drawn: Tensor, log_p_before: Tensor, value_before: Tensor, advantage: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.config
+        log_p, entropy = self._log_p(seen, drawn)
+        ratio = (log_p - log_p_before).exp()
+        scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        gain = torch.minimum(ratio * scaled, clipped * scaled).mean()
+        miss = nn.functional.huber_loss(self.critic(seen)[:, 0], value_before + advantage)
+        loss = miss - gain - config.entropy * entropy.mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 0.5)
+        self.optimiser.step()
+        return {"critic": miss.detach(), "entropy": entropy.detach().mean()}
+
+    def _seen(self) -> Tensor:
+        return torch.cat([self.dream.z, self.dream.state[0]], 1) if self.remembers else self.dream.z
+
+    def _draw(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        if self.discrete:
+            drawn = self.actor.act(seen, self.dream.generator)
+        else:
+            mean, log_sd = self.actor(seen)
+            noise = torch.randn(mean.shape, generator=self.dream.generator, device=mean.device)
+            drawn = mean + log_sd.exp() * noise
+        return drawn, self._log_p(seen, drawn)[0]
+
+    def _log_p(self, seen: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of what was drawn, and the entropy, each [B]."""
+        if self.discrete:
+            log_p = self.actor(seen)
+            return (log_p * drawn).sum(-1), -(log_p.exp() * log_p).sum(-1)
+        mean, log_sd = self.actor(seen)
+        standard = (drawn - mean) * (-log_sd).exp()
+        constant = 0.5 * math.log(2 * math.pi)
+        return (-0.5 * standard.square() - log_sd - constant).sum(-1), (log_sd + constant + 0.5).sum(-1)
+
+    def _select(self) -> None:
+        """Scores the actor in reality; keeps the best so far."""
+        if self.select is None:
+            return
+        self.selected, env_steps = self.select(self.agent, self.selections)
+        self.select_env_steps += env_steps
+        self.selections += 1
+        if self.selected > self.best_ever:
+            self.best_ever = self.selected
+            self.best = {name: x.detach().clone() for name, x in self.actor.state_dict().items()}
+
+    def finish(self) -> None:
+        """Has the last actor scored too, where time ran out before its turn."""
+        if self.config.selections and self.updates % (self.config.iterations // self.config.selections):
+            self._select()
+
+    def observe(self) -> Metrics:
+        """Dream steps, env steps of selection, and the last and the best mean return there."""
+        told: Metrics = {
+            "env_steps": 0,
+            "dream_steps": self.dream_steps,
+            "select_env_steps": self.select_env_steps,
+            "selections": self.selections,
+        }
+        return {**told, "selected": self.selected, "best_ever": self.best_ever} if self.selections else told
+
+    def state_dict(self) -> dict[str, Any]:
+        dream = self.dream
+        return {
+            "actor": self.actor.state_dict(),
+            "critic": self.critic.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "best": self.best,
+            "dream": {"z": dream.z, "h": dream.state[0], "c": dream.state[1], "steps": dream.steps},
+            "returns": self.returns,
+            "last_return": self.last_return,
+            "generator": dream.generator.get_state(),
+            **{name: getattr(self, name) for name in _COUNTED},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.actor.load_state_dict(state["actor"])
+        self.critic.load_state_dict(state["critic"])
+        load_optimiser(self.optimiser, state["optimiser"])
+        dream, saved = self.dream, {name: x.to(self.dream.device) for name, x in state["dream"].items()}
+        dream.z, dream.state, dream.steps = saved["z"], (saved["h"], saved["c"]), saved["steps"]
+        dream.generator.set_state(state["generator"])
+        self.best, self.returns, self.last_return = (
+            state["best"],
+            state["returns"].to(dream.device),
+            state["last_return"],
+        )
+        for name in _COUNTED:
+            setattr(self, name, state[name])
+
+
+_COUNTED = (
+    *("updates", "dream_steps", "select_env_steps", "selections"),
+    *("best_ever", "selected"),
+)

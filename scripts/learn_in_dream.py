@@ -1,0 +1,82 @@
+"""Stage 5, inside the dream: an actor-critic learns in dreams of the run's world model; reality only selects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from agents.actor_critic import ActorCriticConfig, learn_in_dream
+from agents.agent import Agent, AgentSpec, PixelAgent
+from agents.dream import DreamConfig
+from agents.evaluation import SELECTION_SEEDS, evaluate
+from agents.observations import ObservationConfig
+from scripts import cli
+from scripts.dreaming import dreaming
+from scripts.run_folder import RunFolder
+from scripts.train_dynamics import Memory, memory_of
+from worldvae.rollouts import RolloutStore
+from worldvae.vae import FrameVAE
+
+
+@dataclass(frozen=True)
+class DreamAgentConfig:
+    """In which dreams to learn, and how.
+
+    Attributes:
+        memory: whose h the actor sees beside z: RUN/dynamics', an untrained world model's, or nobody's.
+        dream: of what kind.
+        context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
+        select_episodes: in reality, each time; on selection seeds, and counted.
+        workers: environments stepped in parallel processes.
+        learning: the actor-critic's.
+    """
+
+    memory: Memory = "trained"
+    dream: DreamConfig = field(default_factory=DreamConfig)
+    context: int = 0
+    select_episodes: int = 16
+    workers: int = 2
+    learning: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+
+
+def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
+    """Trains the agent in dreams of ``run``'s world model."""
+    store, vae, seed = RolloutStore(run.rollouts), FrameVAE.load(run.vae), config.learning.seed
+    memory = memory_of(run, config.memory, vae, store.action_space, seed)
+    spec = AgentSpec(
+        observation=ObservationConfig(stack=1, last_action=False),
+        latent_size=vae.latent_size,
+        codec_sha256=vae.sha256,
+        action_space=store.action_space,
+        action_repeat=store.manifest["action_repeat"],
+        hidden=config.learning.hidden,
+        memory=memory.config if memory else None,
+        sampled=True,
+    )
+
+    def select(agent: Agent, asked: int) -> tuple[float, int]:
+        first = SELECTION_SEEDS + 10_000 * seed + asked * config.select_episodes
+        scores = evaluate(
+            store.manifest["env_id"],
+            lambda env: PixelAgent(agent, vae, env.num_envs),
+            range(first, first + config.select_episodes),
+            workers=config.workers,
+            action_repeat=store.manifest["action_repeat"],
+            key=store.frame_spec.key,
+            env_kwargs=store.manifest["env_kwargs"],
+            name="selection",
+        )
+        return scores.mean, sum(scores.lengths)
+
+    model, starts = dreaming(run, store, vae, config.context, seed)
+    return learn_in_dream(Agent(spec, memory), model, starts, config.dream, config.learning, run.agent, select)
+
+
+def main(run: cli.Run, config: cli.Flat[DreamAgentConfig] = DreamAgentConfig()) -> None:
+    """Train an agent in dreams of RUN/dynamics into RUN/agent; resumes from its last checkpoint."""
+    folder = RunFolder(run)
+    with folder.stage("train_agent"):
+        learn(folder, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,138 @@
+"""An actor-critic in the dream: it learns to live, reality selects, and what is interrupted goes on as it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Discrete, MultiBinary
+
+from agents.actor_critic import ActorCritic, ActorCriticConfig, learn_in_dream
+from agents.agent import Agent, AgentSpec
+from agents.dream import Dream, DreamConfig
+from agents.observations import ObservationConfig
+from agents.trust import dream_returns
+from agents.world_model import WorldModel
+from tests.deadly import FIRST_SEEN, SPACE, deadly, starts
+from worldvae.fit import read_log
+
+CONFIG = ActorCriticConfig(
+    dreams=64, horizon=8, iterations=60, minibatches=2, hidden=16, learning_rate=1e-2, selections=0
+)
+DREAM = DreamConfig(most_steps=60)
+
+
+def agent_of(model: WorldModel, **changes: object) -> Agent:
+    torch.manual_seed(0)
+    return Agent(replace(AgentSpec(FIRST_SEEN, 3, "", SPACE, 1, 16, memory=model.config), **changes), model)
+
+
+def test_it_learns_to_live(tmp_path):
+    model = deadly()
+    agent = agent_of(model)
+    begin = replace(starts(), state=model.start(5))  # where a player of whole episodes begins
+    before = dream_returns(agent, model, begin, DREAM, 50).mean()
+    learned = learn_in_dream(agent, model, begin, DREAM, CONFIG, tmp_path)
+    assert before < 20
+    assert dream_returns(learned, model, begin, DREAM, 50).mean() > 55
+    log = read_log(tmp_path / "metrics.jsonl")
+    assert log[-1]["return"] > 2 * log[0]["return"]
+    assert log[-1]["dream_steps"] == 60 * 8 * 64
+    assert log[-1]["env_steps"] == log[-1]["select_env_steps"] == 0
+
+
+def test_it_learns_to_choose_among_discrete_actions(tmp_path):
+    """Of three choices one is deadly: the model sees the last of them as its only number."""
+    model = deadly(-0.5)
+    wide = WorldModel(replace(model.config, action_size=3)).eval().requires_grad_(False)
+    wide.load_state_dict({k: v for k, v in model.state_dict().items() if k != "lstm.weight_ih_l0"}, strict=False)
+    seen = model.lstm.weight_ih_l0
+    wide.lstm.weight_ih_l0[:] = torch.cat([seen[:, :3], seen[:, 3:] * torch.tensor([[-1.0, 0.0, 1.0]])], 1)
+    agent = agent_of(wide, action_space=Discrete(3))
+    begin = replace(starts(), state=wide.start(5))
+    learned = learn_in_dream(agent, wide, begin, DREAM, CONFIG, tmp_path)
+    assert read_log(tmp_path / "metrics.jsonl")[0]["return"] < 10
+    assert dream_returns(learned, wide, begin, DREAM, 50).mean() > 55
+
+
+def test_advantages_are_discounted_sums_of_surprises_until_each_dreams_end(monkeypatch):
+    """Against the definition, one dream and one step at a time."""
+    model, config = deadly(-0.7), replace(CONFIG, trace=0.8, discount=0.9, horizon=12)
+    learner = ActorCritic(agent_of(model), Dream(model, starts(), 16, DreamConfig(most_steps=5)), config)
+    step, seen = learner.dream.step, []
+
+    def watched(a_t):
+        told = step(a_t)
+        seen.append((*told, learner.critic(learner._seen())[:, 0].detach()))
+        return told
+
+    monkeypatch.setattr(learner.dream, "step", watched)
+    experience, _ = learner._dreamt()
+    ends = set()
+    for n in range(16):
+        for t in range(12):
+            expected, weight = 0.0, 1.0
+            for k in range(t, 12):
+                reward, terminated, truncated, following = (x[n].item() for x in seen[k])
+                ahead = 0.0 if terminated else 0.9 * following
+                expected += weight * (0.1 * reward + ahead - experience.value[k, n].item())
+                weight *= 0.9 * 0.8
+                if terminated or truncated:
+                    ends.add((terminated, truncated))
+                    break
+            assert experience.advantage[t, n].item() == pytest.approx(expected, abs=1e-5)
+    assert len(ends) >= 2, "some terminated and some were truncated"
+
+
+def test_reality_selects_the_best_and_that_is_counted(tmp_path):
+    model, scores = deadly(), iter([5.0, 9.0, 3.0, 1.0])
+    kept: list[torch.Tensor] = []
+
+    def select(agent: Agent, asked: int) -> tuple[float, int]:
+        assert asked == len(kept)
+        kept.append(next(iter(agent.actor.parameters())).detach().clone())
+        return next(scores), 100
+
+    learned = learn_in_dream(
+        agent_of(model), model, starts(), DREAM, replace(CONFIG, selections=4, iterations=8), tmp_path, select
+    )
+    assert torch.equal(next(iter(learned.actor.parameters())), kept[1])
+    told = read_log(tmp_path / "metrics.jsonl")[-1]
+    assert (told["best_ever"], told["selected"], told["select_env_steps"]) == (9, 1, 400)
+
+
+def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch):
+    model, config = deadly(), replace(CONFIG, iterations=6)
+    whole = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "whole")
+    step = ActorCritic.step
+
+    def interrupted(self, iteration):
+        if iteration == 3:
+            raise KeyboardInterrupt
+        return step(self, iteration)
+
+    monkeypatch.setattr(ActorCritic, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut")
+    monkeypatch.undo()
+    resumed = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut")
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observation": ObservationConfig(stack=4)}, "stack 1, and no last action"),
+        ({"action_space": MultiBinary(2)}, "plays"),
+    ],
+)
+def test_what_it_cannot_learn_is_refused(changes, words):
+    model = deadly()
+    agent = agent_of(model)
+    agent.spec = replace(agent.spec, **changes)
+    with pytest.raises(ValueError, match=words):
+        ActorCritic(agent, Dream(model, starts(), 4, DREAM), CONFIG)
+    assert np.isfinite(model.termination.bias.item())
