@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import logsumexp
+from torch.distributions import Normal, kl_divergence
 
 from worldvae import DiagonalGaussian, ObjectiveConfig
 from worldvae.objective import (
@@ -26,6 +27,7 @@ from worldvae.objective import (
     kl_pressure,
     negative_elbo,
     optimal_variance,
+    slow_kl,
     total_correlation,
     worst_pixel_weights,
 )
@@ -226,6 +228,27 @@ def test_total_correlation_of_a_gaussian_aggregate_is_its_closed_form():
     assert told == pytest.approx(-0.5 * math.log(1 - rho**2), abs=0.03)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.97])
+def test_the_slow_kl_is_that_of_a_clip_under_an_autoregressive_prior(correlation):
+    """Against a sum over the clip's frames of torch's own KLs, averaged over draws of the code before."""
+    random = torch.Generator().manual_seed(0)
+    means = torch.randn(2, 3, 4, generator=random)
+    logvars = torch.randn(2, 3, 4, generator=random) - 2
+    now, before = (DiagonalGaussian(m, v) for m, v in zip(means, logvars, strict=True))
+    past = before.rsample(torch.randn(100_000, 3, 4, generator=random))
+    q = Normal(now.mean, (0.5 * now.logvar).exp())
+    following = kl_divergence(q, Normal(correlation * past, math.sqrt(1 - correlation**2))).mean(0)
+    first = kl_divergence(q, Normal(torch.zeros(3, 4), 1.0))
+    told = slow_kl(now, before, correlation)
+    torch.testing.assert_close(10 * told, first + 9 * following, rtol=0.02, atol=0.02)
+
+
+def test_a_code_that_stays_costs_less_than_one_that_leaps():
+    still, leaping = (DiagonalGaussian(torch.full((1, 2), x), torch.full((1, 2), -4.0)) for x in (1.0, -1.0))
+    costs = [slow_kl(still, before, 0.97).sum().item() for before in (still, leaping)]
+    assert costs[1] > 10 * costs[0]
+
+
 def test_its_weight_enters_the_loss_beside_beta(pair, posterior):
     z = posterior.mean
     plain, _ = negative_elbo(*pair, posterior, ObjectiveConfig(beta=2), z=z)
@@ -234,7 +257,11 @@ def test_its_weight_enters_the_loss_beside_beta(pair, posterior):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sigma": 0.0}, {"beta": -1.0}, {"free_bits": -0.1}, {"capacity_steps": 0}, {"emphasis": -1.0}]
+    "wrong",
+    [
+        *({"sigma": 0.0}, {"beta": -1.0}, {"free_bits": -0.1}, {"capacity_steps": 0}, {"emphasis": -1.0}),
+        {"correlation": 1.0},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):

@@ -112,6 +112,7 @@ OBJECTIVES = {
     "logistic, capacity, worst": ObjectiveConfig("discretised_logistic", 0.1, capacity=12, weighting="worst"),
     "beta-TCVAE, motion": ObjectiveConfig(sigma="optimal", total_correlation=4, weighting="motion"),
     "autoencoder": ObjectiveConfig(sigma=0.1, autoencoder=True),
+    "slow": ObjectiveConfig(sigma=0.1, free_bits=0.0, correlation=0.9),
 }
 
 
@@ -122,6 +123,17 @@ def test_every_objective_learns_and_resumes_to_the_same_bytes(store, tmp_path, m
     first, *_, last = read_log(tmp_path / "unbroken" / "metrics.jsonl")
     assert last["held_out_loss"] < first["held_out_loss"] - 20
     assert train_interrupted(store, config, tmp_path / "broken", 34, monkeypatch).sha256 == codec.sha256
+
+
+def test_under_a_slow_prior_codes_change_less_from_frame_to_frame(store, tmp_path):
+    change = {}
+    for correlation in (0.0, 0.95):
+        objective = ObjectiveConfig(sigma=0.1, beta=4, free_bits=0.0, correlation=correlation)
+        vae = train_vae(store, replace(CONFIG, objective=objective), tmp_path / str(correlation))
+        codes = [vae.encode(store.visible_frames(e)).mean for e in range(len(store))]
+        steps, all_codes = torch.cat([z.diff(dim=0) for z in codes]), torch.cat(codes)
+        change[correlation] = (steps.square().sum(1).mean() / all_codes.var(0).sum()).item()
+    assert change[0.95] < 0.8 * change[0.0], change
 
 
 def test_the_calibrated_objective_tells_a_beta_of_one_and_the_published_one_of_hundreds(store, tmp_path):

@@ -20,6 +20,8 @@ LEVEL = 1 / 255
 """Distance between two values of a uint8 pixel in [0, 1]."""
 LEAST_SIGMA = LEVEL / math.sqrt(12)
 """sd of the rounding to uint8: no decoder is more exact than its data."""
+CLIP = 10
+"""Frames in which a code is once a new one."""
 FAR = 1e6
 """In place of infinity, whose gradients are not numbers."""
 
@@ -50,6 +52,8 @@ class ObjectiveConfig:
         weighting: which pixels count more: those that changed since the frame before, those that differ from
             the rollouts' median frame, or each frame's worst hundredth.
         emphasis: how many times more. A frame's weights always have mean 1.
+        correlation: of a code with that of the frame before, under the prior: 0 is a standard normal for every
+            frame, 0.97 one whose codes change slowly (see ``slow_kl``). What follows is then easier foretold.
     """
 
     likelihood: PixelLikelihood = "gaussian"
@@ -64,12 +68,15 @@ class ObjectiveConfig:
     autoencoder: bool = False
     weighting: Weighting = "even"
     emphasis: float = 8.0
+    correlation: float = 0.0
 
     def __post_init__(self) -> None:
         if (isinstance(self.sigma, float | int) and self.sigma <= 0) or self.beta < 0 or self.free_bits < 0:
             raise ValueError(f"sigma must be > 0, beta and free_bits >= 0: {self}")
         if min(self.kl_warm_up, self.capacity or 0, self.total_correlation, self.emphasis) < 0:
             raise ValueError(f"kl_warm_up, capacity, total_correlation and emphasis must be >= 0: {self}")
+        if not 0 <= self.correlation < 1:
+            raise ValueError(f"correlation must be in [0, 1), got {self.correlation}")
         if self.capacity_steps < 1:
             raise ValueError(f"capacity_steps must be >= 1, got {self.capacity_steps}")
 
@@ -185,6 +192,22 @@ def floored_kl(kl: Tensor, free_bits: float, scope: Scope) -> Tensor:
     return totals.mean().clamp(min=free_bits * latents)
 
 
+def slow_kl(posterior: DiagonalGaussian, before: DiagonalGaussian, correlation: float) -> Tensor:
+    """The KL of a frame in a clip of ``CLIP``, in nats for each frame and latent [B, Z], where codes change slowly.
+
+    The clip's first code is drawn from the standard normal, every other from what the one before leaves of it,
+    N(correlation * z_t, 1 - correlation^2), so that each alone is standard normal too. After Klindt et al. 2021
+    (SlowVAE, with Laplace steps).
+
+    Args:
+        posterior, before: of latents [B, Z], a frame's and the one's before it.
+    """
+    spread = 1 - correlation**2
+    square = (posterior.mean - correlation * before.mean).square() + correlation**2 * before.logvar.exp()
+    step = 0.5 * ((square + posterior.logvar.exp()) / spread - 1 - posterior.logvar + math.log(spread))
+    return posterior.kl() / CLIP + step * (1 - 1 / CLIP)
+
+
 def total_correlation(z: Tensor, posterior: DiagonalGaussian) -> Tensor:
     """KL from the aggregate posterior to the product of its marginals, in nats []; the batch stands for all data.
 
@@ -219,6 +242,7 @@ def negative_elbo(
     pressure: Tensor | tuple[float, float] | None = None,
     weights: Tensor | None = None,
     z: Tensor | None = None,
+    before: DiagonalGaussian | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, a batch mean in nats per frame, and its parts (detached).
 
@@ -229,6 +253,7 @@ def negative_elbo(
         pressure: of ``kl_pressure``; the schedules' ends by default.
         weights: of pixels, float [B, 1, H, W].
         z: the codes [B, Z] that were decoded: with them the total correlation counts.
+        before: of the frames before, latents [B, Z]: with them codes that change cost more.
     """
     reconstruction = reconstruction.float()
     if sigma is None:
@@ -236,12 +261,12 @@ def negative_elbo(
         sigma = optimal_variance(reconstruction, images, weights).sqrt() if fitted else float(config.sigma)
     nll = PIXEL_NLL[config.likelihood](reconstruction, images, sigma)
     nll = (nll if weights is None else nll * weights).flatten(1).sum(1).mean()
-    kl = posterior.kl()
+    kl = posterior.kl() if before is None else slow_kl(posterior, before, config.correlation)
     beta, target = kl_pressure(config, 10**9) if pressure is None else pressure
     loss = nll + beta * (floored_kl(kl, config.free_bits, config.free_bits_scope) - target).abs()
     if z is not None and config.total_correlation != 1:
         loss = loss + beta * (config.total_correlation - 1) * total_correlation(z, posterior)
     with torch.no_grad():
         mse = (reconstruction - images).square().mean()
-        parts = {"loss": loss.detach(), "reconstruction": nll.detach(), "kl": kl.sum(-1).mean(), "mse": mse}
+        parts = {"loss": loss.detach(), "reconstruction": nll.detach(), "kl": posterior.kl().sum(-1).mean(), "mse": mse}
     return loss, parts

@@ -110,7 +110,6 @@ def train_vae(
         raise ValueError(f"a codec of {start.config} is no start for one of {vae_config}")
     else:
         learner.vae.load_state_dict(start.state_dict())
-    motion = config.objective.weighting == "motion"
     if config.objective.weighting == "background":
         median = torch.from_numpy(median_frame(sample.numpy(), len(sample)))
         learner.background = to_unit(median[None]).to(learner.device)
@@ -119,7 +118,16 @@ def train_vae(
     budget = int(config.budget_gib * 2**30)
 
     def batches(start: int) -> Iterator[Tensor]:
-        return frame_batches(store, train, config.batch_size, config.seed, start, budget, learner.device, pairs=motion)
+        return frame_batches(
+            store,
+            train,
+            config.batch_size,
+            config.seed,
+            start,
+            budget,
+            learner.device,
+            pairs=looks_back(config.objective),
+        )
 
     remedy = f"lower batch_size (now {config.batch_size}) or budget_gib (now {config.budget_gib:g})"
     with out_of_memory_in_words(remedy):
@@ -159,6 +167,11 @@ def inner_weights(vae: FrameVAE, broadest: int = 256) -> list[torch.nn.Parameter
     (beyond it, orthogonal steps cost more than gradients)."""
     encoder, decoder = ([p for p in net.parameters() if p.ndim > 1] for net in (vae.encoder, vae.decoder))
     return [weight for weight in encoder[1:] + decoder[:-1] if min(weight.flatten(1).shape) <= broadest]
+
+
+def looks_back(objective: ObjectiveConfig) -> bool:
+    """Whether it needs the frame before."""
+    return objective.weighting == "motion" or objective.correlation > 0
 
 
 def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
@@ -206,7 +219,7 @@ class VAELearner:
     def step(self, frames: Tensor) -> dict[str, Tensor]:
         """One gradient step on uint8 [B, H, W, C] frames on its device; returns the loss's parts.
 
-        Weighting by motion takes [B, 2, H, W, C]: each frame and the one before.
+        Where the frame before counts (``looks_back``) it takes [B, 2, H, W, C]: each frame and that one.
 
         All processes of the world are given the same frames and draw the same noise for all of them;
         each takes its part of both. So the step is that of a single process (but what an objective takes
@@ -225,12 +238,14 @@ class VAELearner:
         return self.world.mean(parts)
 
     def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor, pressure: Tensor) -> dict[str, Tensor]:
-        before = self.background
-        if self.config.objective.weighting == "motion":
+        objective, before, past = self.config.objective, None, None
+        if looks_back(objective):
             frames, before = frames[:, 0], to_unit(frames[:, 1])
         images = to_unit(frames)
         with autocast(self.device):
             reconstruction, posterior = self._network(shaded(images, shades), noise)
+            if before is not None and objective.correlation:
+                past = self.vae.posterior(shaded(before, shades))
         weights = self._weights(reconstruction, images, before)
         sigma = self._sigma(reconstruction, images, weights)
         z = posterior.rsample(noise)
@@ -238,11 +253,12 @@ class VAELearner:
             reconstruction,
             images,
             posterior,
-            self.config.objective,
+            objective,
             sigma=sigma,
             pressure=pressure,
             weights=weights,
             z=z,
+            before=past,
         )
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
@@ -255,8 +271,9 @@ class VAELearner:
 
     def _weights(self, reconstruction: Tensor, images: Tensor, before: Tensor | None) -> Tensor | None:
         objective = self.config.objective
-        if before is not None:
-            return changed_pixel_weights(images, before, objective.emphasis)
+        reference = {"motion": before, "background": self.background}.get(objective.weighting)
+        if reference is not None:
+            return changed_pixel_weights(images, reference, objective.emphasis)
         if objective.weighting == "worst":
             return worst_pixel_weights(reconstruction, images, objective.emphasis)
         return None
