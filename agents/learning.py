@@ -76,7 +76,6 @@ def train_agent(
     action_repeat: int = 1,
     rollouts: LatentStore | None = None,
     memory: WorldModel | None = None,
-    dreamt: bool = False,
 ) -> Agent:
     """Learns to act in ``env`` by SAC and saves the agent into ``folder``; resumes what it began.
 
@@ -86,14 +85,13 @@ def train_agent(
         codec_sha256: of the codec behind ``env``; the agent refuses to play on another.
         rollouts: encoded episodes of the same environment that the replay starts with.
         memory: the world model whose h the agent sees too; it is not trained here.
-        dreamt: ``env`` is a dream: its steps are logged as the dream's, and the agent sees sampled codes.
 
     Raises:
         ValueError: an action space other than bounded Box or Discrete, too few env steps, or no CUDA where
             asked for.
     """
     folder = Path(folder)
-    learner = Learner(env, config, rollouts, memory, dreamt)
+    learner = Learner(env, config, rollouts, memory)
     learning_steps = config.env_steps // (env.num_envs * action_repeat) - learner.warm_up
     if learning_steps < 1:
         raise ValueError(
@@ -120,7 +118,6 @@ def train_agent(
         action_repeat=action_repeat,
         hidden=config.sac.hidden,
         memory=memory.config if memory else None,
-        sampled=dreamt,
     )
     agent = Agent(spec, memory)
     agent.actor.load_state_dict(learner.sac.averaged.state_dict())
@@ -142,9 +139,8 @@ class Learner:
         config: LearningConfig,
         rollouts: LatentStore | None = None,
         memory: WorldModel | None = None,
-        dreamt: bool = False,
     ):
-        self.env, self.config, self.memory, self.dreamt = env, config, memory, dreamt
+        self.env, self.config, self.memory = env, config, memory
         self.space: gymnasium.Space = env.single_action_space
         if not isinstance(self.space, Box | Discrete):
             raise ValueError(f"soft actor-critic plays Box and Discrete action spaces, not {self.space}")
@@ -194,8 +190,6 @@ class Learner:
     def observe(self) -> Metrics:
         """Env steps and episodes so far, and the mean return of the last 30 (while exploring)."""
         played: Metrics = {"env_steps": self.env_steps, "episodes": self.episodes}
-        if self.dreamt:
-            played |= {"env_steps": 0, "dream_steps": self.env_steps}
         return {**played, "return": float(np.mean(self.returns))} if self.returns else played
 
     def _remember_episode(self, episode: LatentEpisode) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
 from agents.report import write_report
@@ -16,6 +17,7 @@ from scripts import cli
 from scripts.collect import CollectConfig, collect
 from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig, score
+from scripts.learn_in_dream import DreamAgentConfig, learn
 from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
@@ -24,7 +26,7 @@ from scripts.train_vae import train as train_vae
 from worldvae.checkpoint import CheckpointError, read_json, write_json
 from worldvae.environments import Backend
 from worldvae.frames import FrameSpec
-from worldvae.objective import ObjectiveConfig
+from worldvae.objective import MOVING, ObjectiveConfig
 from worldvae.policies import CorrelatedConfig
 from worldvae.training import VAETrainingConfig
 from worldvae.vae import FrameVAE
@@ -56,7 +58,7 @@ class PipelineConfig:
     collect: tuple[CollectConfig, ...]
     vae: VAETrainingConfig
     dynamics: DynamicsConfig
-    agent: AgentConfig
+    agent: AgentConfig | DreamAgentConfig
     evaluate: EvaluateConfig
     again: Again | None = None
 
@@ -90,7 +92,28 @@ TINY = replace(
     agent=AgentConfig(num_envs=4, learning=LearningConfig(env_steps=1600, updates=2)),
     evaluate=EvaluateConfig(episodes=2, workers=2, max_episode_steps=200),
 )
-PRESETS = {"quick": QUICK, "tiny": TINY}
+COVER = CollectConfig(
+    env="agents.takecover:TakeCover-v0",
+    episodes=400,
+    backend="async",
+    num_envs=4,
+    correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),  # who dodges at every tic stands still
+)
+SLOW = replace(MOVING, beta=8.0, correlation=0.97)  # codes that M can follow
+TAKECOVER = PipelineConfig(
+    collect=(COVER,),
+    vae=VAETrainingConfig(latent_size=64, colour_jitter=0.0, objective=SLOW, passes=4),
+    dynamics=DynamicsConfig(hidden=512, reward=False, restart=True, passes=30),
+    agent=DreamAgentConfig(dream=DreamConfig(temperature=1.15, most_steps=500)),
+    evaluate=EvaluateConfig(episodes=100, workers=2),
+    again=Again(
+        rounds=2,
+        collect=replace(COVER, episodes=150, first_seed=5000),
+        vae=VAETrainingConfig(latent_size=64, colour_jitter=0.0, objective=SLOW, passes=1, learning_rate=1e-3),
+        dynamics=DynamicsConfig(hidden=512, reward=False, restart=True, passes=10, learning_rate=1e-3),
+    ),
+)
+PRESETS = {"quick": QUICK, "tiny": TINY, "takecover": TAKECOVER}
 
 
 def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineConfig:
@@ -115,9 +138,15 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
         ),
         vae=replace(config.vae, seed=seed),
         dynamics=replace(config.dynamics, seed=seed),
-        agent=replace(config.agent, learning=replace(config.agent.learning, seed=seed), backend=backend),
+        agent=_seeded(config.agent, seed, backend),
         again=again,
     )
+
+
+def _seeded(agent: AgentConfig | DreamAgentConfig, seed: int, backend: Backend) -> AgentConfig | DreamAgentConfig:
+    if isinstance(agent, DreamAgentConfig):
+        return replace(agent, learning=replace(agent.learning, seed=seed))
+    return replace(agent, learning=replace(agent.learning, seed=seed), backend=backend)
 
 
 def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
@@ -151,7 +180,9 @@ def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFold
         "train_vae": lambda: train_vae(run, vae, start=FrameVAE.load(start.vae) if start else None),
         "encode": lambda: encode_rollouts(run),
         "train_dynamics": lambda: train_dynamics(run, dynamics, world_model(start) if start else None),
-        "train_agent": lambda: train_agent(run, config.agent),
+        "train_agent": lambda: (
+            learn(run, config.agent) if isinstance(config.agent, DreamAgentConfig) else train_agent(run, config.agent)
+        ),
     }
 
 
@@ -173,7 +204,7 @@ def do(run: RunFolder, stages: Mapping[str, Stage]) -> None:
 
 
 def main(
-    preset: Literal["quick", "tiny"] = "quick",
+    preset: Literal["quick", "tiny", "takecover"] = "quick",
     out: Path | None = None,
     seed: int = 0,
     backend: Backend = "auto",
@@ -182,7 +213,8 @@ def main(
     """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
 
     Args:
-        preset: quick trains to drive in minutes; tiny only shows that everything runs.
+        preset: quick trains to drive in minutes; takecover to dodge fireballs, inside the dream; tiny only shows
+            that everything runs.
         out: the run's folder, runs/PRESET by default; stages done there are not done again.
         seed: training seed.
         backend: who steps the training environments: auto takes EnvPool where installed.

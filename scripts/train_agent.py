@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from agents.agent import Agent
-from agents.dream import DreamConfig, DreamVectorEnv
 from agents.learning import LearningConfig, first_seed, train_agent
 from scripts import cli
-from scripts.dreaming import dreaming
 from scripts.run_folder import RunFolder
 from scripts.train_dynamics import Memory, memory_of
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
@@ -30,9 +27,6 @@ class AgentConfig:
             reward (training only); None leaves episodes whole.
         from_rollouts: the replay starts with the encoded rollouts.
         memory: whose h the agent sees beside z: nobody's, an untrained world model's, or RUN/dynamics'.
-        inside: where to learn: the environment, or dreams of RUN/dynamics that begin at the rollouts' codes.
-        dream: of what kind.
-        context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
         learning: how the agent plays and learns.
     """
 
@@ -41,24 +35,15 @@ class AgentConfig:
     patience: int | None = 120
     from_rollouts: bool = True
     memory: Memory = "none"
-    inside: Literal["environment", "dream"] = "environment"
-    dream: DreamConfig = field(default_factory=DreamConfig)
-    context: int = 0
     learning: LearningConfig = field(default_factory=LearningConfig)
 
 
 def train(run: RunFolder, config: AgentConfig) -> Agent:
-    """Trains the agent in the rollouts' environment, seen through the run's codec, or in dreams of it."""
+    """Trains the agent in the rollouts' environment, seen through the run's codec."""
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     latents = LatentStore(run.latents) if config.from_rollouts else None
     if latents is not None:
         latents.check_codec(vae)
-    memory = memory_of(run, config.memory, vae, store.action_space, config.learning.seed)
-    known = {"action_repeat": store.manifest["action_repeat"], "rollouts": latents, "memory": memory}
-    if config.inside == "dream":
-        model, starts = dreaming(run, store, vae, config.context, config.learning.seed)
-        dreams = DreamVectorEnv(model, starts, config.num_envs, store.action_space, config.dream)
-        return train_agent(dreams, config.learning, run.agent, codec_sha256=vae.sha256, dreamt=True, **known)
     env = make_vector_env(
         store.manifest["env_id"],
         config.num_envs,
@@ -71,8 +56,15 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
     with closing(env):
-        seen = LatentVectorObservation(env, vae)
-        return train_agent(seen, config.learning, run.agent, codec_sha256=vae.sha256, **known)
+        return train_agent(
+            LatentVectorObservation(env, vae),
+            config.learning,
+            run.agent,
+            codec_sha256=vae.sha256,
+            action_repeat=store.manifest["action_repeat"],
+            rollouts=latents,
+            memory=memory_of(run, config.memory, vae, store.action_space, config.learning.seed),
+        )
 
 
 def main(run: cli.Run, config: cli.Flat[AgentConfig] = AgentConfig()) -> None:

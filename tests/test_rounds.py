@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from agents.actor_critic import ActorCriticConfig
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
-from agents.learning import LearningConfig
 from scripts.collect import CollectConfig
 from scripts.evaluate import EvaluateConfig
+from scripts.learn_in_dream import DreamAgentConfig
 from scripts.pipeline import Again, PipelineConfig, run_pipeline, with_seed
 from scripts.run_folder import RunFolder
-from scripts.train_agent import AgentConfig
 from worldvae import FrameSpec, FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig
 from worldvae.checkpoint import read_json
 
@@ -25,12 +25,11 @@ CONFIG = PipelineConfig(
     collect=(PLAY,),
     vae=VAE,
     dynamics=M,
-    agent=AgentConfig(
-        inside="dream",
+    agent=DreamAgentConfig(
         dream=DreamConfig(most_steps=20),
-        num_envs=8,
-        patience=None,
-        learning=LearningConfig(env_steps=1600, updates=2, reward_clip=(0, 1), reward_scale=1.0),
+        select_episodes=2,
+        workers=1,
+        learning=ActorCriticConfig(dreams=32, horizon=8, iterations=8, minibatches=2, hidden=16, selections=2),
     ),
     evaluate=EvaluateConfig(episodes=2, workers=1, film=False),
     again=Again(
@@ -58,11 +57,11 @@ def test_the_second_rounds_rollouts_are_played_by_the_firsts_agent(finished):
     assert [folder.path.name for folder in run.earlier] == ["round-0"]
 
 
-def test_only_collecting_took_env_steps_and_all_rounds_minutes_count(finished):
+def test_only_collecting_and_selecting_took_env_steps_and_all_rounds_minutes_count(finished):
     run, table = finished
     told = read_json(run.path / "evaluation.json")
-    assert told["env_steps"] == {"collect": 28 * 20, "train": 0, "select": 0}
-    assert told["config"]["agent"]["dream_steps"] > 1000
+    assert told["env_steps"] == {"collect": 28 * 20, "train": 0, "select": 2 * 2 * 2 * 20}
+    assert told["config"]["agent"]["dream_steps"] == 8 * 8 * 32
     stages = [folder.stages for folder in (run, run.round(0))]
     spent = sum(each[s]["seconds"] for each in stages for s in ("train_vae", "encode", "train_dynamics", "train_agent"))
     assert told["wall_seconds"]["train"] == pytest.approx(spent)
