@@ -59,7 +59,7 @@ class ActorCriticConfig:
     discount: float = 0.99
     trace: float = 0.95
     clip: float = 0.2
-    entropy: float = 0.003
+    entropy: float = 0.0003
     learning_rate: float = 1e-3
     selections: int = 4
     seed: int = 0

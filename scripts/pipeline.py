@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from agents.actor_critic import ActorCriticConfig
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
@@ -99,18 +100,27 @@ COVER = CollectConfig(
     num_envs=4,
     correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),  # who dodges at every tic stands still
 )
-SLOW = replace(MOVING, beta=8.0, correlation=0.97)  # codes that M can follow
+COVER_VAE = VAETrainingConfig(
+    latent_size=64,
+    colour_jitter=0.0,
+    objective=replace(MOVING, beta=16.0, correlation=0.97),  # codes that M can follow
+    passes=3,
+)
+COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=30)
 TAKECOVER = PipelineConfig(
     collect=(COVER,),
-    vae=VAETrainingConfig(latent_size=64, colour_jitter=0.0, objective=SLOW, passes=4),
-    dynamics=DynamicsConfig(hidden=512, reward=False, restart=True, passes=30),
-    agent=DreamAgentConfig(dream=DreamConfig(temperature=1.15, most_steps=500)),
+    vae=COVER_VAE,
+    dynamics=COVER_M,
+    agent=DreamAgentConfig(
+        dream=DreamConfig(temperature=0.7, most_steps=800),
+        learning=ActorCriticConfig(dreams=512, iterations=150, selections=3),
+    ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
     again=Again(
         rounds=2,
         collect=replace(COVER, episodes=150, first_seed=5000),
-        vae=VAETrainingConfig(latent_size=64, colour_jitter=0.0, objective=SLOW, passes=1, learning_rate=1e-3),
-        dynamics=DynamicsConfig(hidden=512, reward=False, restart=True, passes=10, learning_rate=1e-3),
+        vae=replace(COVER_VAE, passes=1.5, learning_rate=1e-3),
+        dynamics=replace(COVER_M, passes=12, learning_rate=1e-3),
     ),
 )
 PRESETS = {"quick": QUICK, "tiny": TINY, "takecover": TAKECOVER}

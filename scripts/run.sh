@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a bare machine (Python >= 3.11, bash, pip) to a trained and scored agent and report.html.
-# Options: --preset quick|tiny, --out DIR, --seed N, --backend ..., --resume; see --help.
+# Options: --preset quick|tiny|takecover, --out DIR, --seed N, --backend ..., --resume; see --help.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-set_up carracing,evolution,report
+set_up carracing,doom,evolution,report
 set_up_envpool
 exec .venv/bin/python -m scripts.pipeline "$@"
