@@ -2,6 +2,8 @@
 # From a bare machine (Python >= 3.11, bash, pip) to a trained and scored agent and report.html.
 # Options: --preset quick|tiny|takecover, --out DIR, --seed N, --backend ..., --resume; see --help.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-set_up carracing,doom,evolution,report
+extras=carracing,evolution,report
+case " $* " in *takecover*) extras+=,doom ;; esac
+set_up "$extras"
 set_up_envpool
 exec .venv/bin/python -m scripts.pipeline "$@"
