@@ -1,7 +1,7 @@
 """VizDoom's TakeCover as World Models plays it (Ha & Schmidhuber 2018, appendix): built from the scenario.
 
-``agents.takecover:TakeCover-v0`` is its Gymnasium id. The packaged ``VizdoomTakeCover-v1`` has another skill, no
-time limit and another screen.
+``agents.takecover:TakeCover-v0`` is its Gymnasium id. The packaged ``VizdoomTakeCover-v1`` has skill 4, no time
+limit and another screen; ``agents.takecover:PackagedTakeCover-v0`` is that game, seen and steered as ours.
 """
 
 from __future__ import annotations
@@ -87,4 +87,30 @@ def _fireballs(state: Any) -> NDArray[np.float32]:
     return middles[middles[:, 1] < ROWS]
 
 
+class PackagedTakeCover(gymnasium.Wrapper):
+    """``VizdoomTakeCover-v1`` for agents of ``TakeCover``: the upper 200 of its 240 rows, steered by one number."""
+
+    CHOICES = {"still": 0, "right": 1, "left": 2}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None):
+        try:
+            import vizdoom.gymnasium_wrapper  # noqa: F401
+        except ImportError as error:
+            raise gymnasium.error.DependencyNotInstalled("TakeCover needs: pip install 'worldvae[doom]'") from error
+        super().__init__(gymnasium.make("VizdoomTakeCover-v1", render_mode=render_mode))
+        self.observation_space = Box(0, 255, (200, 320, 3), np.uint8)
+        self.action_space = Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation["screen"][:200], info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        steer = float(np.ravel(action)[0])
+        choice = "left" if steer < -1 / 3 else "right" if steer > 1 / 3 else "still"
+        observation, reward, terminated, truncated, info = self.env.step(self.CHOICES[choice])
+        return observation["screen"][:200], float(reward), terminated, truncated, info
+
+
+gymnasium.register("PackagedTakeCover-v0", entry_point="agents.takecover:PackagedTakeCover")
 gymnasium.register("TakeCover-v0", entry_point="agents.takecover:TakeCover")

@@ -29,6 +29,7 @@ class EvaluateConfig:
             long as the agent's).
         episodes: how many, on first_seed, first_seed + 1, ...
         first_seed: test seeds start at 2,000,000.
+        env: judge in this environment instead of the rollouts' own; its name goes into the file's.
         workers: environments stepped in parallel processes.
         max_episode_steps: truncate earlier than the id's own limit (then it is no official score).
         film: record the first seed as WebM and GIF: real | reconstruction.
@@ -37,13 +38,15 @@ class EvaluateConfig:
     policy: Literal["agent", "evolved", "random"] = "agent"
     episodes: int = 100
     first_seed: int = TEST_SEEDS
+    env: str | None = None
     workers: int = 4
     max_episode_steps: int | None = None
     film: bool = True
 
 
 def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
-    """Plays the listed seeds, writes and returns ``evaluation.json`` (``evolved.json``, ``random.json``)."""
+    """Plays the listed seeds, writes and returns ``evaluation.json`` (``evolved.json``, ``random.json``), or with
+    another environment's name in it."""
     manifest = RolloutStore(run.rollouts).manifest
     seeds = range(config.first_seed, config.first_seed + config.episodes)
     setting = {
@@ -57,15 +60,17 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
         make_policy = _random_policy
     else:
         make_policy = partial(_agent_policy, Agent.load(_learned(run, config)), FrameVAE.load(run.vae))
-    scores = evaluate(manifest["env_id"], make_policy, seeds, workers=config.workers, name=config.policy, **setting)
+    env_id = config.env or manifest["env_id"]
+    scores = evaluate(env_id, make_policy, seeds, workers=config.workers, name=config.policy, **setting)
     report = as_report(run, config, scores)
     name = "evaluation" if config.policy == "agent" else config.policy
-    write_json(run.path / f"{name}.json", report)
+    elsewhere = "" if config.env is None else "_" + config.env.split(":")[-1].split("/")[-1]
+    write_json(run.path / f"{name}{elsewhere}.json", report)
     low, high = scores.ci95
     print(
         f"{config.policy}: {scores.mean:.1f} ± {scores.sd:.1f} over {len(seeds)} episodes, 95% [{low:.1f}, {high:.1f}]"
     )
-    if config.policy != "random" and config.film:
+    if config.policy != "random" and config.film and config.env is None:
         film(run, make_policy, config, setting)
     return report
 
@@ -73,9 +78,10 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
 def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[str, Any]:
     """The contents of ``evaluation.json``: score, cost, and all it takes to judge them."""
     store = RolloutStore(run.rollouts)
+    env_id = config.env or store.manifest["env_id"]
     report = {
-        "env": store.manifest["env_id"],
-        "env_version": env_version(store.manifest["env_id"]),
+        "env": env_id,
+        "env_version": env_version(env_id),
         "policy": config.policy,
         **scores.as_json(),
         "action_repeat": store.manifest["action_repeat"],

@@ -70,6 +70,21 @@ def test_one_number_steers_three_ways(env):
     assert min(abs(moved[0]), abs(moved[2])) > 50
 
 
+def test_the_packaged_game_is_steered_as_ours(env):
+    packaged = gymnasium.make("agents.takecover:PackagedTakeCover-v0")
+    for steer in (LEFT, STILL, RIGHT):
+        moved = []
+        for game in (env, packaged):
+            game.reset(seed=1)
+            before = position(game.unwrapped)
+            for _ in range(30):
+                game.step(steer)
+            moved.append(np.sign(position(game.unwrapped) - before))
+        assert moved[0] == moved[1]
+    assert packaged.reset(seed=1)[0].shape == packaged.observation_space.shape == (200, 320, 3)
+    packaged.close()
+
+
 def test_the_time_limit_truncates_and_does_not_terminate(env):
     env.game.set_episode_timeout(20)
     env.reset(seed=0)
