@@ -197,7 +197,7 @@ def numbers(told: Gap, dream: float = math.nan, reality: float = math.nan) -> di
     ours, *simple = (scores.open_loop for scores in told.forecasts.values())
     first, last = (min(ours, default=0), max(ours, default=0))
     return {
-        "forecast": ours[first] / min(s[first] for s in simple) if ours else math.nan,
+        "forecast": ours[first] / max(1e-9, min(s[first] for s in simple)) if ours else math.nan,
         "drift": ours[last] if ours else math.nan,
         "reward": told.reward,
         "auroc": told.ends.auroc if told.ends else math.nan,

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 from agents.actor_critic import ActorCriticConfig
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
+from scripts import dream, dream_gap
 from scripts.collect import CollectConfig
 from scripts.evaluate import EvaluateConfig
 from scripts.learn_in_dream import DreamAgentConfig
@@ -85,3 +89,47 @@ def test_its_way_is_in_the_folder(finished):
     run, _ = finished
     for folder in (run.path, run.path / "round-0"):
         assert {"vae", "latents", "dynamics", "agent", "stages.json"} <= {p.name for p in Path(folder).iterdir()}
+
+
+def test_the_gap_between_dream_and_reality_is_told(finished, capsys):
+    run, _ = finished
+    dream_gap.main(run.path, run.agent, temperatures=(1.0, 1.3), episodes=4, most_steps=20, workers=1)
+    told, shown = read_json(run.dynamics / "dream_gap.json"), capsys.readouterr().out
+    assert [row["temperature"] for row in told["dream_returns"]] == [1.0, 1.3]
+    assert len(told["reality"]["returns"]) == 4
+    assert min(told["reality"]["episode_seeds"]) >= 1_900_000
+    assert told["numbers"]["exploited"] == pytest.approx(told["dream_returns"][0]["mean"] / told["reality"]["mean"])
+    assert set(told["forecasts"]) == {"world model", "same as now", "linear-Gaussian"}
+    for verdict in told["verdicts"]:
+        assert verdict["name"].upper() in shown
+    assert "reality took 80 env steps of selection" in shown
+    height, width, _ = cv2.imread(str(run.dynamics / "dream_gap.png")).shape
+    assert width > 2 * height
+
+
+def test_dreams_are_filmed_beside_reality_and_played_in_without_a_display(finished, monkeypatch, capsys):
+    run, _ = finished
+    dream.main(run.path, episode=0)
+    assert cv2.imread(str(run.pictures / "dream.png")).shape[0] > 3 * 32
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    dream.main(run.path, play=True, steps=6)
+    frames = cv2.VideoCapture(str(run.pictures / "dream_played.webm"))
+    assert frames.get(cv2.CAP_PROP_FRAME_COUNT) in (6, 7)
+    assert "dream_played.gif" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("space", "keys", "vector"),
+    [
+        (Box(-1, 1, (1,)), "left", [-1]),
+        (Box(-1, 1, (1,)), "", [0]),
+        (Box(-1, 1, (2,)), "right down", [1, -1]),
+        (Box(np.array([-1, 0, 0]), np.array([1, 1, 1]), dtype=np.float64), "left up", [-1, 1, -1]),  # gas, no brake
+        (Discrete(3), "", [1, 0, 0]),
+        (Discrete(3), "right", [0, 0, 1]),
+        (Discrete(3), "up", [1, 0, 0]),
+    ],
+)
+def test_arrow_keys_steer(space, keys, vector):
+    assert dream.steered(space, *(key in keys.split() for key in ("left", "right", "up", "down"))).tolist() == vector
