@@ -238,16 +238,15 @@ def finite(value: float) -> float | None:
 
 
 def exploitation(log: Sequence[dict[str, float]]) -> str:
-    """From an evolution in the dream: whether real returns fell while the dream's rose, in words."""
-    selected = [entry for entry in log if "best_ever" in entry and "selected" in entry]
+    """Whether real returns fell while the dream's rose, in words; the log of a learning in the dream."""
+    selected = [entry for entry in log if "selected" in entry]
     if len(selected) < 3:
         return "exploitation: too few selections in reality to tell"
-    best = max(range(len(selected)), key=lambda i: selected[i]["selected"])
-    peak, last = selected[best], selected[-1]
-    if last["mean"] > peak["mean"] and last["selected"] < 0.8 * peak["selected"]:
+    peak, last = max(selected, key=lambda entry: entry["selected"]), selected[-1]
+    before, after = (entry.get("return", entry.get("mean", math.nan)) for entry in (peak, last))
+    if after > before and last["selected"] < 0.8 * peak["selected"]:
         return (
-            f"EXPLOITED: since step {peak['step']:.0f} the dream's return rose from {peak['mean']:.0f} to "
-            f"{last['mean']:.0f} while the real one fell from {peak['selected']:.0f} to {last['selected']:.0f}; the "
-            f"controller of step {peak['step']:.0f} is the one that was kept"
+            f"EXPLOITED: since step {peak['step']:.0f} the dream's return rose from {before:.0f} to {after:.0f} while "
+            f"the real one fell from {peak['selected']:.0f} to {last['selected']:.0f}; what was best in reality is kept"
         )
     return "exploitation: none seen (real returns did not fall while the dream's rose)"
