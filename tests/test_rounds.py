@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def test_its_way_is_in_the_folder(finished):
 def test_the_gap_between_dream_and_reality_is_told(finished, capsys):
     run, _ = finished
     dream_gap.main(run.path, run.agent, temperatures=(1.0, 1.3), episodes=4, most_steps=20, workers=1)
-    told, shown = read_json(run.dynamics / "dream_gap.json"), capsys.readouterr().out
+    told, shown = json.loads((run.dynamics / "dream_gap.json").read_text()), capsys.readouterr().out
     assert [row["temperature"] for row in told["dream_returns"]] == [1.0, 1.3]
     assert len(told["reality"]["returns"]) == 4
     assert min(told["reality"]["episode_seeds"]) >= 1_900_000
