@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -102,7 +103,7 @@ def learn_in_dream(
     learner.finish()
     kept = {**asdict(config), **asdict(dream), **log[-1], **learner.observe()}
     agent.actor.load_state_dict(learner.best if learner.best else agent.actor.state_dict())
-    agent.save(folder, kept)
+    agent.cpu().save(folder, kept)
     return Agent.load(folder)
 
 
@@ -234,7 +235,7 @@ class ActorCritic:
         """Scores the actor in reality; keeps the best so far."""
         if self.select is None:
             return
-        self.selected, env_steps = self.select(self.agent, self.selections)
+        self.selected, env_steps = self.select(deepcopy(self.agent).cpu(), self.selections)
         self.select_env_steps += env_steps
         self.selections += 1
         if self.selected > self.best_ever:

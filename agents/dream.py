@@ -106,7 +106,7 @@ class Stepper:
             if head is not None:
                 heads.append(torch.cat([head.weight * scale, (head.bias * scale + shift)[:, None]], 1))
         self.gates, self.heads = gates.T.contiguous(), torch.cat(heads).detach().T.contiguous()
-        self._products: dict[str, Tensor] = {}
+        self._products: dict[tuple[str, int], Tensor] = {}
 
     @staticmethod
     def _by_gaussian(model: WorldModel, temperature: float) -> Tensor:
@@ -137,11 +137,14 @@ class Stepper:
         return parts
 
     def _product(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
-        """x @ weight, where the last one of as many rows was: fresh memory would cost a fifth of its time."""
-        held = self._products.get(name)
-        if held is None or len(held) != len(x):
-            held = self._products[name] = x.new_empty(len(x), weight.shape[1])
-        return torch.mm(x, weight, out=held)
+        """x @ weight, where the last one of as many rows was: fresh memory would cost a fifth of its time.
+
+        All are kept: a captured graph writes where it did when it was captured.
+        """
+        where = (name, len(x))
+        if where not in self._products:
+            self._products[where] = x.new_empty(len(x), weight.shape[1])
+        return torch.mm(x, weight, out=self._products[where])
 
     def _drawn(self, mixture: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
         """As ``Mixture.sample``: of each latent first a Gaussian, then its value [N, Z]."""
