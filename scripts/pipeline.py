@@ -40,12 +40,10 @@ class Again:
     """What every round after the first does: its agent plays, and all is refreshed on all episodes.
 
     Attributes:
-        rounds: how many more.
         collect: episodes played by the agent of the round before.
         vae, dynamics: settings of trainings that set out from the weights of the round before.
     """
 
-    rounds: int
     collect: CollectConfig
     vae: VAETrainingConfig
     dynamics: DynamicsConfig
@@ -54,14 +52,15 @@ class Again:
 @dataclass(frozen=True)
 class PipelineConfig:
     """Every stage's settings. Each of ``collect`` is played: some perhaps in a faster backend, some in Gymnasium
-    itself, so that the codec has seen the frames it is judged on."""
+    itself, so that the codec has seen the frames it is judged on. There are ``rounds`` in all."""
 
     collect: tuple[CollectConfig, ...]
     vae: VAETrainingConfig
     dynamics: DynamicsConfig
     agent: AgentConfig | DreamAgentConfig
     evaluate: EvaluateConfig
-    again: Again | None = None
+    again: Again
+    rounds: int = 1
 
 
 DRIVING = CollectConfig(
@@ -74,13 +73,19 @@ DRIVING = CollectConfig(
     correlated=CorrelatedConfig(correlation=5, mean=(0, 0.3, -0.3), sd=(0.4, 0.3, 0.3)),  # mostly gas
 )
 FINE = ObjectiveConfig(sigma=0.1, free_bits=0.0)
+# On its codes agents fail more rarely than on the compact codec's, whose frames are finer (benchmarks/LOG.md).
+QUICK_VAE = VAETrainingConfig(architecture="paper", optimiser="adam", learning_rate=1e-3, objective=FINE, passes=3)
 QUICK = PipelineConfig(
     collect=(DRIVING, replace(DRIVING, episodes=12, backend="async", num_envs=4, first_seed=500)),
-    # On its codes agents fail more rarely than on the compact codec's, whose frames are finer (benchmarks/LOG.md).
-    vae=VAETrainingConfig(architecture="paper", optimiser="adam", learning_rate=1e-3, objective=FINE, passes=3),
+    vae=QUICK_VAE,
     dynamics=DynamicsConfig(),
     agent=AgentConfig(learning=LearningConfig(env_steps=240_000, updates=12)),
     evaluate=EvaluateConfig(episodes=20),
+    again=Again(
+        collect=replace(DRIVING, episodes=16, max_episode_steps=None, patience=None, first_seed=5000),
+        vae=replace(QUICK_VAE, passes=1),
+        dynamics=DynamicsConfig(passes=20),
+    ),
 )
 TINY = replace(
     QUICK,
@@ -92,6 +97,11 @@ TINY = replace(
     dynamics=DynamicsConfig(passes=20),
     agent=AgentConfig(num_envs=4, learning=LearningConfig(env_steps=1600, updates=2)),
     evaluate=EvaluateConfig(episodes=2, workers=2, max_episode_steps=200),
+    again=Again(
+        collect=replace(DRIVING, episodes=1, num_envs=1, max_episode_steps=80, patience=None, first_seed=5000),
+        vae=VAETrainingConfig(objective=FINE, passes=2),
+        dynamics=DynamicsConfig(passes=2),
+    ),
 )
 COVER = CollectConfig(
     env="agents.takecover:TakeCover-v0",
@@ -116,8 +126,8 @@ TAKECOVER = PipelineConfig(
         learning=ActorCriticConfig(dreams=512, iterations=150, selections=3),
     ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
+    rounds=3,
     again=Again(
-        rounds=2,
         collect=replace(COVER, episodes=150, first_seed=5000),
         vae=replace(COVER_VAE, passes=1.5, learning_rate=1e-3),
         dynamics=replace(COVER_M, passes=12, learning_rate=1e-3),
@@ -134,7 +144,7 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
     if not 0 <= seed < 90:
         raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {seed}")
     first = 10_000 * seed
-    again = config.again and replace(
+    again = replace(
         config.again,
         collect=replace(config.again.collect, first_seed=first + config.again.collect.first_seed, backend=backend),
         vae=replace(config.again.vae, seed=seed),
@@ -161,11 +171,11 @@ def _seeded(agent: AgentConfig | DreamAgentConfig, seed: int, backend: Backend) 
 
 def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
     """Runs the stages that ``run`` has not done yet, round by round; returns the score table."""
-    rounds, before = 1 + (config.again.rounds if config.again else 0), None
-    for number in range(rounds):
-        here = run if number == rounds - 1 else run.round(number)
-        if rounds > 1:
-            print(f"\n==== round {number + 1} of {rounds}")
+    before = None
+    for number in range(config.rounds):
+        here = run if number == config.rounds - 1 else run.round(number)
+        if config.rounds > 1:
+            print(f"\n==== round {number + 1} of {config.rounds}")
         do(here, a_round(here, config, number, before))
         before = here
     judge = {
@@ -179,7 +189,7 @@ def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
 def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFolder | None) -> dict[str, Stage]:
     """From play to an agent."""
     again = config.again
-    if before is None or again is None:
+    if before is None:
         plays, vae, dynamics, start = config.collect, config.vae, config.dynamics, None
     else:
         first = again.collect.first_seed + (number - 1) * again.collect.episodes
@@ -218,6 +228,7 @@ def main(
     out: Path | None = None,
     seed: int = 0,
     backend: Backend = "auto",
+    rounds: int | None = None,
     resume: bool = False,
 ) -> None:
     """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
@@ -228,16 +239,21 @@ def main(
         out: the run's folder, runs/PRESET by default; stages done there are not done again.
         seed: training seed.
         backend: who steps the training environments: auto takes EnvPool where installed.
-        resume: take preset, seed and backend from the run in OUT.
+        rounds: 1 ends with the first agent; in each further one it plays, and codec and world model learn from that
+            too before the next is trained. By default the preset's number.
+        resume: take all these from the run in OUT.
     """
     run = RunFolder(out or Path("runs") / preset)
     saved = run.path / "run.json"
-    chosen: dict[str, Any] = {"preset": preset, "seed": seed, "backend": backend}
+    rounds = PRESETS[preset].rounds if rounds is None else rounds
+    chosen: dict[str, Any] = {"preset": preset, "seed": seed, "backend": backend, "rounds": rounds}
     if resume:
         chosen = read_json(saved)
     elif saved.exists() and read_json(saved) != chosen:
         raise CheckpointError(f"{run.path} holds another run ({read_json(saved)}): choose another --out, or --resume")
-    config = with_seed(PRESETS[chosen["preset"]], chosen["seed"], chosen["backend"])
+    if chosen["rounds"] < 1:
+        raise ValueError(f"--rounds must be >= 1, got {chosen['rounds']}")
+    config = with_seed(replace(PRESETS[chosen["preset"]], rounds=chosen["rounds"]), chosen["seed"], chosen["backend"])
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(saved, chosen)
     write_json(run.path / "config.json", json.loads(json.dumps(asdict(config), default=str)))

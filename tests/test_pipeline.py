@@ -90,6 +90,7 @@ def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
         ("pipeline", ["--out", "RUN", "--preset", "quick"], "holds another run"),
         ("pipeline", ["--out", "EMPTY", "--resume"], "cannot read .*run.json"),
         ("pipeline", ["--out", "EMPTY", "--seed", "-1"], "training seeds are"),
+        ("pipeline", ["--out", "EMPTY", "--rounds", "0"], "--rounds must be >= 1"),
         ("collect", ["EMPTY", "--env", "NoSuch-v0"], "cannot make 'NoSuch-v0'"),
         ("collect", ["EMPTY", "--env", "CartPole-v1", "--frame.key", "pixels"], "no entry 'pixels'"),
         ("collect", ["RUN", "--env", "CarRacing-v3", "--backend", "sync"], "holds other rollouts"),

@@ -37,8 +37,8 @@ CONFIG = PipelineConfig(
         learning=ActorCriticConfig(dreams=32, horizon=8, iterations=8, minibatches=2, hidden=16, selections=2),
     ),
     evaluate=EvaluateConfig(episodes=2, workers=1, film=False),
+    rounds=2,
     again=Again(
-        rounds=1,
         collect=replace(PLAY, episodes=8, first_seed=5000),
         vae=replace(VAE, passes=1, learning_rate=1e-3),
         dynamics=replace(M, passes=5, learning_rate=1e-3),
