@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = {
+    "bash scripts/run.sh --preset takecover": "ln -s quick runs/takecover",  # tests/test_rounds.py has such a run
+    "--agent runs/takecover/agent": "--agent runs/takecover/agent --episodes 2 --most-steps 20 --temperatures 1",
+    "--play": "--play --steps 5",
     "bash scripts/run.sh": "bash scripts/run.sh --preset tiny --out runs/quick",
     "python -m": f"{sys.executable} -m",
     "--episodes 64": "--episodes 4",
