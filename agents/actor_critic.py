@@ -65,6 +65,13 @@ class ActorCriticConfig:
     selections: int = 4
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("dreams", "horizon", "iterations", "epochs", "minibatches", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.selections <= self.iterations:
+            raise ValueError(f"selections must be in 0..iterations ({self.iterations}), got {self.selections}")
+
 
 def learn_in_dream(
     agent: Agent,
@@ -161,8 +168,7 @@ class ActorCritic:
             for rows in order.chunk(config.minibatches):
                 parts = self._update(*(x[rows] for x in flat))
         self.updates = iteration + 1
-        every = config.iterations // max(1, config.selections)
-        if config.selections and self.updates % every == 0:
+        if self._is_due():
             self._select()
         return {**told, **parts}
 
@@ -244,8 +250,12 @@ class ActorCritic:
 
     def finish(self) -> None:
         """Has the last actor scored too, where time ran out before its turn."""
-        if self.config.selections and self.updates % (self.config.iterations // self.config.selections):
+        if self.config.selections and not self._is_due():
             self._select()
+
+    def _is_due(self) -> bool:
+        config = self.config
+        return config.selections > 0 and self.updates % (config.iterations // config.selections) == 0
 
     def observe(self) -> Metrics:
         """Dream steps, env steps of selection, and the last and the best mean return there."""

@@ -122,6 +122,12 @@ def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("wrong", [{"dreams": 0}, {"horizon": 0}, {"selections": -1}, {"selections": 100}])
+def test_impossible_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        replace(CONFIG, **wrong)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
