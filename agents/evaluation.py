@@ -131,6 +131,7 @@ def env_version(env_id: str) -> str:
     """Who made the environment: ``gymnasium 1.4.0 CarRacing-v3``."""
     maker = gymnasium.spec(env_id.split(":")[-1]).entry_point  # without the "module:" that is imported first
     owner = (maker if isinstance(maker, str) else getattr(maker, "__module__", "")).split(".")[0]
+    owner = {"agents": "vizdoom"}.get(owner, owner)  # our own environment is made of that game
     try:
         return f"{owner} {version(owner)} {env_id}"
     except PackageNotFoundError:  # an environment of a script's own, in no package

@@ -108,25 +108,26 @@ COVER = CollectConfig(
     episodes=400,
     backend="async",
     num_envs=4,
-    correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),  # who dodges at every tic stands still
+    correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),
 )
+# Who changes sides at every tic stands still: M must have seen that, for a learner's noise does it.
+JITTER = replace(COVER, policy="uniform", episodes=300, first_seed=600)
 COVER_VAE = VAETrainingConfig(
     latent_size=64,
     colour_jitter=0.0,
     objective=replace(MOVING, beta=16.0, correlation=0.97),  # codes that M can follow
     passes=3,
 )
-COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=30)
+COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=25)
 TAKECOVER = PipelineConfig(
-    collect=(COVER,),
+    collect=(COVER, JITTER),
     vae=COVER_VAE,
     dynamics=COVER_M,
     agent=DreamAgentConfig(
         dream=DreamConfig(temperature=0.7, most_steps=800),
-        learning=ActorCriticConfig(dreams=512, iterations=150, selections=3),
+        learning=ActorCriticConfig(dreams=512, iterations=240, selections=4),
     ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
-    rounds=3,
     again=Again(
         collect=replace(COVER, episodes=150, first_seed=5000),
         vae=replace(COVER_VAE, passes=1.5, learning_rate=1e-3),
