@@ -26,18 +26,20 @@ from worldvae.policies import CorrelatedPolicy
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.vae import FrameVAE
 
+FILMED = 250
+"""Frames: the GIF of 500 takes minutes and 9 MB."""
 Player = Callable[[], np.ndarray | None]
 """The next action as a vector [A]; None: enough."""
 
 
 def film(run: RunFolder, model: WorldModel, episode: int, temperature: float = 1.0, seed: int = 0) -> list[Path]:
-    """real | reconstruction | dream of an episode, as a film and, step by step, as a picture.
+    """real | reconstruction | dream of an episode's first ``FILMED`` frames, as a film and, step by step, as a picture.
 
     The dream is given the first real codes, then only the actions; it feeds on its own draws.
     """
     store, latents, vae = RolloutStore(run.rollouts), LatentStore(run.latents), FrameVAE.load(run.vae)
     told = latents[episode]
-    seen = max(2, int(told.visible.cumprod().sum()))  # all, or all but a blanked last frame
+    seen = min(FILMED, max(2, int(told.visible.cumprod().sum())))  # all, or all but a blanked last frame
     codes, frames = told.mean[:seen], store[episode].frames[:seen]
     known = min(CONTEXT, seen - 1)
     actions = as_vector(told.actions, store.action_space)[: seen - 1]

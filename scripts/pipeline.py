@@ -110,8 +110,9 @@ COVER = CollectConfig(
     num_envs=4,
     correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),
 )
-# Who changes sides at every tic stands still: M must have seen that, for a learner's noise does it.
+# What M has not seen a learner exploits: changing sides at every tic is standing still, and walls do not protect.
 JITTER = replace(COVER, policy="uniform", episodes=300, first_seed=600)
+FAR = replace(COVER, correlated=CorrelatedConfig(correlation=60, sd=(1.5,)), episodes=200, first_seed=2000)
 COVER_VAE = VAETrainingConfig(
     latent_size=64,
     colour_jitter=0.0,
@@ -120,11 +121,11 @@ COVER_VAE = VAETrainingConfig(
 )
 COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=25)
 TAKECOVER = PipelineConfig(
-    collect=(COVER, JITTER),
+    collect=(COVER, JITTER, FAR),
     vae=COVER_VAE,
     dynamics=COVER_M,
     agent=DreamAgentConfig(
-        dream=DreamConfig(temperature=0.7, most_steps=800),
+        dream=DreamConfig(temperature=1.0, most_steps=800),
         learning=ActorCriticConfig(dreams=512, iterations=240, selections=4),
     ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
