@@ -202,7 +202,7 @@ class ActorCritic:
         self, seen: Tensor, drawn: Tensor, log_p_before: Tensor, value_before: Tensor, advantage: Tensor
     ) -> dict[str, Tensor]:
         config = self.config
-        log_p, entropy = self._log_p(seen, drawn)
+        log_p, entropy = self._log_p(self.actor(seen), drawn)
         ratio = (log_p - log_p_before).exp()
         scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
@@ -216,23 +216,23 @@ class ActorCritic:
         return {"critic": miss.detach(), "entropy": entropy.detach().mean()}
 
     def _seen(self) -> Tensor:
-        return torch.cat([self.dream.z, self.dream.state[0]], 1) if self.remembers else self.dream.z
+        return self.dream.seen(self.remembers)
 
     def _draw(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        told = self.actor(seen)
         if self.discrete:
             drawn = self.actor.act(seen, self.dream.generator)
         else:
-            mean, log_sd = self.actor(seen)
+            mean, log_sd = told
             noise = torch.randn(mean.shape, generator=self.dream.generator, device=mean.device)
             drawn = mean + log_sd.exp() * noise
-        return drawn, self._log_p(seen, drawn)[0]
+        return drawn, self._log_p(told, drawn)[0]
 
-    def _log_p(self, seen: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of what was drawn, and the entropy, each [B]."""
+    def _log_p(self, told: Any, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of what was drawn under what the actor told, and the entropy, each [B]."""
         if self.discrete:
-            log_p = self.actor(seen)
-            return (log_p * drawn).sum(-1), -(log_p.exp() * log_p).sum(-1)
-        mean, log_sd = self.actor(seen)
+            return (told * drawn).sum(-1), -(told.exp() * told).sum(-1)
+        mean, log_sd = told
         standard = (drawn - mean) * (-log_sd).exp()
         constant = 0.5 * math.log(2 * math.pi)
         return (-0.5 * standard.square() - log_sd - constant).sum(-1), (log_sd + constant + 0.5).sum(-1)
@@ -297,7 +297,4 @@ class ActorCritic:
             setattr(self, name, state[name])
 
 
-_COUNTED = (
-    *("updates", "dream_steps", "select_env_steps", "selections"),
-    *("best_ever", "selected"),
-)
+_COUNTED = ("updates", "dream_steps", "select_env_steps", "selections", "best_ever", "selected")

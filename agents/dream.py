@@ -187,6 +187,10 @@ class Dream:
         self.z, self.state = self.starts.z[at], (h[at], c[at])
         self.steps = torch.zeros(len(at), dtype=torch.int64, device=self.device)
 
+    def seen(self, remembers: bool) -> Tensor:
+        """What a controller sees: z [N, Z], or z and h [N, Z + H] where it remembers."""
+        return torch.cat([self.z, self.state[0]], 1) if remembers else self.z
+
     def reset(self, where: Tensor) -> None:
         """Begins these dreams anew (bool [N]), each at a start drawn from all."""
         rows = where.nonzero()[:, 0]

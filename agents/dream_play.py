@@ -66,6 +66,6 @@ class DreamPlayer:
 
     def step(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """One step of each dream by the controller of its weights [N, P] -> rewards, terminated [N]."""
-        seen = torch.cat([self.dream.z, self.dream.state[0]], 1) if self.remembers else self.dream.z
+        seen = self.dream.seen(self.remembers)
         reward, terminated, _ = self.dream.step(self.controller.act_all(weights, seen[:, None])[:, 0])
         return reward, terminated

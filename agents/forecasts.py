@@ -139,17 +139,22 @@ def nll_per_step(forecaster: Forecaster, data: Trajectories, seed: int = 0) -> f
 
 def open_loop(forecaster: Forecaster, data: Trajectories, most: int = 2048) -> dict[int, float]:
     """Squared error of k-step forecasts over the codes' variance, by k, from posterior means."""
-    longest_first = (data.windows(CONTEXT + k) for k in reversed(HORIZONS))
-    rows = next((rows for rows in longest_first if len(rows)), None)
+    rows = forecast_rows(data, most)
     if rows is None:
         return {}
     ahead = rows.shape[1] - CONTEXT
-    rows = rows[:: -(-len(rows) // most)]
     means = data.codes.mean[rows]
     dreamt = forecaster.imagine(means[:, :CONTEXT], data.actions[rows[:, :-1]])
     error = (dreamt - means[:, CONTEXT:]).square().sum(-1).mean(0)
     variance = data.codes.mean[data.visible].var(0, correction=0).sum()
     return {k: (error[k - 1] / variance).item() for k in HORIZONS if k <= ahead}
+
+
+def forecast_rows(data: Trajectories, most: int) -> Tensor | None:
+    """int64 [W, CONTEXT + k]: at most so many windows, evenly, of the longest horizon k there is; None: of none."""
+    longest_first = (data.windows(CONTEXT + k) for k in reversed(HORIZONS))
+    rows = next((rows for rows in longest_first if len(rows)), None)
+    return None if rows is None else rows[:: -(-len(rows) // most)]
 
 
 def _transitions(data: Trajectories, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from agents.agent import Agent, LatentAgent
 from agents.dream import DreamConfig, DreamVectorEnv, Starts
 from agents.dynamics import ends
-from agents.forecasts import CONTEXT, HORIZONS, ForecastScores, compare
+from agents.forecasts import CONTEXT, HORIZONS, ForecastScores, compare, forecast_rows
 from agents.sequences import Trajectories
 from agents.termination import Reliability, reliability
 from agents.world_model import WorldModel
-from worldvae.diagnose import Rule, Verdict
+from worldvae.diagnose import Rule, Verdict, finite, judged
 from worldvae.frames import Frames
 from worldvae.measures.images import psnr, squared_error
 from worldvae.record import interact
@@ -68,10 +68,9 @@ def decoded_error(
     model: WorldModel, data: Trajectories, vae: FrameVAE, frames: Frames, most: int = 256
 ) -> dict[str, dict[int, float]]:
     """PSNR in dB, by steps ahead, of one dream, of the codec alone and of the last frame that was seen."""
-    rows = next((r for k in reversed(HORIZONS) if len(r := data.windows(CONTEXT + k))), None)
+    rows = forecast_rows(data, most)
     if rows is None:
         return {}
-    rows = rows[:: -(-len(rows) // most)]
     means, generator = data.codes.mean[rows], torch.Generator(data.device).manual_seed(0)
     dreamt = model.imagine(means[:, :CONTEXT], data.actions[rows[:, :-1]], generator)
     at = rows.cpu().numpy()
@@ -209,15 +208,7 @@ def numbers(told: Gap, dream: float = math.nan, reality: float = math.nan) -> di
 
 def verdicts(told: dict[str, float]) -> list[Verdict]:
     """What is wrong with the dream; nothing where it is healthy, or not known."""
-    given = []
-    for rule in RULES:
-        value, (low, high) = told[rule.number], RANGES[rule.number]
-        if math.isnan(value) or low <= value <= high:
-            continue
-        limit = low if value < low else high
-        says = rule.says.format(value=value, limit=limit)
-        given.append(Verdict(rule.verdict, rule.number, value, limit, says, rule.remedy))
-    return given
+    return judged(RULES, {name: None if math.isnan(value) else value for name, value in told.items()}, RANGES)
 
 
 def as_json(told: Gap) -> dict[str, Any]:
@@ -230,11 +221,6 @@ def as_json(told: Gap) -> dict[str, Any]:
         "ends": curve,
         "survival": finite(told.survival),
     }
-
-
-def finite(value: float) -> float | None:
-    """JSON knows no nan."""
-    return value if math.isfinite(value) else None
 
 
 def exploitation(log: Sequence[dict[str, float]]) -> str:

@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from agents.agent import Agent, PixelAgent
+from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig, load_trajectories
-from agents.evaluation import SELECTION_SEEDS, Scores, evaluate
-from agents.trust import Gap, as_json, dream_returns, exploitation, finite, gap, numbers, verdicts
+from agents.evaluation import SELECTION_SEEDS
+from agents.trust import Gap, as_json, dream_returns, exploitation, gap, numbers, verdicts
 from agents.world_model import WorldModel
 from scripts import cli
-from scripts.dreaming import dreaming
+from scripts.dreaming import awake, dreaming
 from scripts.run_folder import RunFolder
+from scripts.train_dynamics import rows as forecast_rows
 from worldvae.checkpoint import read_json, write_atomically, write_record
+from worldvae.diagnose import finite
 from worldvae.fit import read_log
 from worldvae.latents import LatentStore
 from worldvae.rollouts import RolloutStore, split_episodes
@@ -37,22 +39,6 @@ def measured(run: RunFolder, store: RolloutStore, vae: FrameVAE) -> Gap:
     _, chosen = split_episodes(len(latents), config.held_out, config.seed)
     frames = np.concatenate([store[e].frames for e in chosen])
     return gap(WorldModel.load(run.dynamics, vae.sha256), train, held_out, vae, frames)
-
-
-def played(run: RunFolder, store: RolloutStore, vae: FrameVAE, agent: Agent, episodes: int, workers: int) -> Scores:
-    """What the agent earns in reality, on selection episodes."""
-    manifest = store.manifest
-    seeds = range(SELECTION_SEEDS + 900_000, SELECTION_SEEDS + 900_000 + episodes)  # which no training selects on
-    return evaluate(
-        manifest["env_id"],
-        lambda env: PixelAgent(agent, vae, env.num_envs),
-        seeds,
-        workers=workers,
-        action_repeat=manifest["action_repeat"],
-        key=manifest["frame_spec"]["key"],
-        env_kwargs=manifest["env_kwargs"],
-        name="reality",
-    )
 
 
 def page(told: Gap) -> bytes:
@@ -86,11 +72,8 @@ def show(told: Gap, known: dict[str, float]) -> str:
     steps = list(next(iter(told.decoded.values()), {}))
     rows: list[tuple[Any, ...]] = [("decoded frames, PSNR dB", *(f"+{k}" for k in steps))]
     rows += [(name, *by_step.values()) for name, by_step in told.decoded.items()]
-    horizons = list(told.forecasts["world model"].open_loop)
-    codes: list[tuple[Any, ...]] = [("codes", "NLL, nats/step", *(f"error at +{k}" for k in horizons))]
-    codes += [(name, s.nll, *s.open_loop.values()) for name, s in told.forecasts.items()]
     judged = [("number", "value"), *((k, "unknown" if math.isnan(v) else v) for k, v in known.items())]
-    return "\n\n".join(cli.table(part) for part in (codes, rows, judged))
+    return "\n\n".join(cli.table(part) for part in (forecast_rows(told.forecasts), rows, judged))
 
 
 def main(
@@ -122,7 +105,8 @@ def main(
         for temperature in temperatures:
             returns = dream_returns(player, model, starts, DreamConfig(temperature, most_steps), episodes)
             rows.append({"temperature": temperature, "mean": returns.mean(), "sd": returns.std(ddof=1)})
-        reality = played(folder, store, vae, player, episodes, workers)
+        seeds = range(SELECTION_SEEDS + 900_000, SELECTION_SEEDS + 900_000 + episodes)  # no training selects on these
+        reality = awake(store, vae, player, seeds, workers, "reality")
     usual = min(rows, key=lambda row: abs(row["temperature"] - 1), default={"mean": math.nan})
     known = numbers(told, usual["mean"], reality.mean if reality else math.nan)
     print(show(told, known))

@@ -1,8 +1,10 @@
-"""A run's dreams: its world model, and where in its rollouts they may begin."""
+"""A run's dreams, and the reality beside them."""
 
 from __future__ import annotations
 
+from agents.agent import Agent, PixelAgent
 from agents.dream import Starts, real_starts
+from agents.evaluation import Scores, evaluate
 from agents.sequences import Trajectories
 from agents.world_model import WorldModel
 from scripts.run_folder import RunFolder
@@ -18,3 +20,17 @@ def dreaming(run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, s
     latents.check_codec(vae)
     model = WorldModel.load(run.dynamics, vae.sha256, device)
     return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, seed=seed)
+
+
+def awake(store: RolloutStore, vae: FrameVAE, agent: Agent, seeds: range, workers: int, name: str) -> Scores:
+    """What an agent earns in the rollouts' own environment."""
+    return evaluate(
+        store.manifest["env_id"],
+        lambda env: PixelAgent(agent, vae, env.num_envs),
+        seeds,
+        workers=workers,
+        action_repeat=store.manifest["action_repeat"],
+        key=store.frame_spec.key,
+        env_kwargs=store.manifest["env_kwargs"],
+        name=name,
+    )

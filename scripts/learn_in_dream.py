@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.actor_critic import ActorCriticConfig, learn_in_dream
-from agents.agent import Agent, AgentSpec, PixelAgent
+from agents.agent import Agent, AgentSpec
 from agents.dream import DreamConfig
-from agents.evaluation import SELECTION_SEEDS, evaluate
+from agents.evaluation import SELECTION_SEEDS
 from agents.observations import ObservationConfig
 from scripts import cli
-from scripts.dreaming import dreaming
+from scripts.dreaming import awake, dreaming
 from scripts.run_folder import RunFolder
 from scripts.train_dynamics import Memory, memory_of
 from worldvae.rollouts import RolloutStore
@@ -55,16 +55,7 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         first = SELECTION_SEEDS + 10_000 * seed + asked * config.select_episodes
-        scores = evaluate(
-            store.manifest["env_id"],
-            lambda env: PixelAgent(agent, vae, env.num_envs),
-            range(first, first + config.select_episodes),
-            workers=config.workers,
-            action_repeat=store.manifest["action_repeat"],
-            key=store.frame_spec.key,
-            env_kwargs=store.manifest["env_kwargs"],
-            name="selection",
-        )
+        scores = awake(store, vae, agent, range(first, first + config.select_episodes), config.workers, "selection")
         return scores.mean, sum(scores.lengths)
 
     model, starts = dreaming(run, store, vae, config.context, seed)

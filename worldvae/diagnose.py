@@ -6,7 +6,7 @@ Each verdict is a number of ``Diagnosis`` outside of its healthy range: a senten
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ __all__ = [
     "Verdict",
     "as_json",
     "diagnose",
+    "finite",
+    "judged",
     "moving_objects",
     "range_in_words",
     "verdicts",
@@ -128,10 +130,18 @@ HEALTHY = "healthy: every number that has a verdict is in its range"
 
 def verdicts(diagnosis: Diagnosis) -> list[Verdict]:
     """What is wrong with the codec, gravest first; nothing where it is healthy."""
+    values = {rule.number: getattr(diagnosis, rule.number) for rule in RULES}
+    return judged(RULES, values, {number: NUMBERS[number]["healthy"] for number in values})
+
+
+def judged(
+    rules: Sequence[Rule], values: Mapping[str, float | None], healthy: Mapping[str, tuple[float, float]]
+) -> list[Verdict]:
+    """The verdicts of the rules whose numbers have left their ranges, in their order; None is not known."""
     given: list[Verdict] = []
     explained: set[str] = set()
-    for rule in RULES:
-        value, (low, high) = getattr(diagnosis, rule.number), NUMBERS[rule.number]["healthy"]
+    for rule in rules:
+        value, (low, high) = values[rule.number], healthy[rule.number]
         if value is None or low <= value <= high or rule.verdict in explained:
             continue
         limit = low if value < low else high
@@ -155,9 +165,9 @@ def as_json(diagnosis: Diagnosis, given: Sequence[Verdict]) -> dict[str, Any]:
     """All of it as JSON values; null where there is no number."""
     numbers = {
         name: {
-            "value": _finite(getattr(diagnosis, name)),
+            "value": finite(getattr(diagnosis, name)),
             "unit": about["unit"],
-            "healthy": [_finite(end) for end in about["healthy"]],
+            "healthy": [finite(end) for end in about["healthy"]],
         }
         for name, about in NUMBERS.items()
     }
@@ -165,13 +175,14 @@ def as_json(diagnosis: Diagnosis, given: Sequence[Verdict]) -> dict[str, Any]:
     return {
         "verdicts": [asdict(verdict) for verdict in given],
         "numbers": numbers,
-        "latents": {name: [_finite(value) for value in values.tolist()] for name, values in each.items()},
+        "latents": {name: [finite(value) for value in values.tolist()] for name, values in each.items()},
         "probes": {
-            name: {"linear": p.linear, "mlp": p.mlp, "alone": [_finite(r) for r in p.alone.tolist()]}
+            name: {"linear": p.linear, "mlp": p.mlp, "alone": [finite(r) for r in p.alone.tolist()]}
             for name, p in diagnosis.probes.items()
         },
     }
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """None where it is no number: JSON knows no nan."""
     return value if value is not None and math.isfinite(value) else None
