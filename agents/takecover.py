@@ -59,8 +59,8 @@ class TakeCover(gymnasium.Env):
         return self._observation()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        steer = float(np.ravel(action)[0])
-        self.game.make_action([steer < -1 / 3, steer > 1 / 3])
+        way = direction(action)
+        self.game.make_action([way == "left", way == "right"])
         truncated = self.game.is_episode_timeout_reached()  # the game then also calls the episode finished
         terminated = self.game.is_episode_finished() and not truncated
         observation, info = self._observation()
@@ -77,6 +77,12 @@ class TakeCover(gymnasium.Env):
         state = self.game.get_state()
         screen = np.zeros((ROWS, 640, 3), np.uint8) if state is None else state.screen_buffer[:ROWS]
         return screen, {"objects": _fireballs(state)} if self.objects else {}
+
+
+def direction(action: Any) -> str:
+    """What the action's one number means: left, still or right."""
+    steer = float(np.ravel(action)[0])
+    return "left" if steer < -1 / 3 else "right" if steer > 1 / 3 else "still"
 
 
 def _fireballs(state: Any) -> NDArray[np.float32]:
@@ -106,9 +112,7 @@ class PackagedTakeCover(gymnasium.Wrapper):
         return observation["screen"][:200], info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        steer = float(np.ravel(action)[0])
-        choice = "left" if steer < -1 / 3 else "right" if steer > 1 / 3 else "still"
-        observation, reward, terminated, truncated, info = self.env.step(self.CHOICES[choice])
+        observation, reward, terminated, truncated, info = self.env.step(self.CHOICES[direction(action)])
         return observation["screen"][:200], float(reward), terminated, truncated, info
 
 

@@ -145,19 +145,20 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
     """
     if not 0 <= seed < 90:
         raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {seed}")
-    first = 10_000 * seed
+
+    def seeded(play: CollectConfig) -> CollectConfig:
+        own = play.backend if play.backend != "auto" else backend
+        return replace(play, first_seed=10_000 * seed + play.first_seed, backend=own)
+
     again = replace(
         config.again,
-        collect=replace(config.again.collect, first_seed=first + config.again.collect.first_seed, backend=backend),
+        collect=seeded(config.again.collect),
         vae=replace(config.again.vae, seed=seed),
         dynamics=replace(config.again.dynamics, seed=seed),
     )
     return replace(
         config,
-        collect=tuple(
-            replace(c, first_seed=first + c.first_seed, backend=backend if c.backend == "auto" else c.backend)
-            for c in config.collect
-        ),
+        collect=tuple(seeded(play) for play in config.collect),
         vae=replace(config.vae, seed=seed),
         dynamics=replace(config.dynamics, seed=seed),
         agent=_seeded(config.agent, seed, backend),
