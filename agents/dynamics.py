@@ -34,7 +34,8 @@ class DynamicsConfig:
             episodes afterwards.
         balance: of ends, which are rare, and steps that go on: at 1 both kinds count as much, at 0 all steps do.
         restart: whether an input says that nothing is remembered yet.
-        passes: how often each transition is seen, its codes drawn anew each time.
+        passes: how often each transition is seen, its codes drawn anew each time. At 0 there is one step alone:
+            a world model all but untrained, whose dreams others can be compared with.
         batch_size: sequences a step.
         most_steps: longest sequence; longer episodes are cut.
         learning_rate: Adam's at the start; it falls to nothing along half a cosine.

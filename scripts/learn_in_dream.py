@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from agents.actor_critic import ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec
@@ -12,7 +13,7 @@ from agents.observations import ObservationConfig
 from scripts import cli
 from scripts.dreaming import awake, dreaming
 from scripts.run_folder import RunFolder
-from scripts.train_dynamics import Memory, memory_of
+from scripts.train_dynamics import memory_of
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
 
@@ -22,7 +23,7 @@ class DreamAgentConfig:
     """In which dreams to learn, and how.
 
     Attributes:
-        memory: whose h the actor sees beside z: RUN/dynamics', an untrained world model's, or nobody's.
+        memory: whose h the actor sees beside z: RUN/dynamics', which dreams, or nobody's.
         dream: of what kind.
         context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
         select_episodes: in reality, each time; on selection seeds, and counted.
@@ -30,7 +31,7 @@ class DreamAgentConfig:
         learning: the actor-critic's.
     """
 
-    memory: Memory = "trained"
+    memory: Literal["none", "trained"] = "trained"
     dream: DreamConfig = field(default_factory=DreamConfig)
     context: int = 0
     select_episodes: int = 16

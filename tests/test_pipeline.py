@@ -100,6 +100,7 @@ def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
         ("train_dynamics", ["EMPTY"], "no rollouts in"),
         ("train_agent", ["EMPTY"], "no rollouts in"),
         ("train_agent", ["RUN", "--memory", "trained"], "under other settings"),
+        ("evolve", ["EMPTY", "--inside", "dream", "--memory", "untrained"], "h is of the world model that dreams"),
         ("evaluate", ["EMPTY"], "no rollouts in"),
         ("report", ["EMPTY"], "cannot read"),
     ],

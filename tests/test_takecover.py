@@ -41,20 +41,20 @@ def test_the_running_game_has_the_published_settings(env):
     assert game.get_episode_time() - before == 1, "one tic an action"
 
 
-def test_at_skill_5_one_dies_sooner_than_in_the_packaged_game(env):
+@pytest.mark.parametrize("milder", ["TakeCoverSkill4-v0", "PackagedTakeCover-v0"])
+def test_at_skill_5_one_dies_sooner(env, milder):
     """Nightmare's fireballs are twice as fast: who stands still is hit in under two seconds more often than not."""
-    import vizdoom.gymnasium_wrapper  # noqa: F401
 
-    def stands(env: gymnasium.Env, still: object) -> float:
+    def stands(env: gymnasium.Env) -> float:
         lengths = []
         for seed in range(8):
             env.reset(seed=seed)
-            lengths.append(next(t for t in range(1, 3000) if any(env.step(still)[2:4])))
+            lengths.append(next(t for t in range(1, 3000) if any(env.step(STILL)[2:4])))
         return float(np.mean(lengths))
 
-    packaged = gymnasium.make("VizdoomTakeCover-v1")
-    assert 2 * stands(env, STILL) < stands(packaged, 0)
-    packaged.close()
+    other = gymnasium.make(f"agents.takecover:{milder}")
+    assert 2 * stands(env) < stands(other)
+    other.close()
 
 
 def test_one_number_steers_three_ways(env):
