@@ -1,11 +1,13 @@
-"""What does each latent move, and what lies between two frames?"""
+"""What does each latent move, what do known quantities move, and what lies between two frames?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scripts import cli
 from scripts.diagnose import Folder, probed, split
@@ -30,21 +32,52 @@ def names(probes: Mapping[str, Probe], size: int) -> list[str]:
     return told
 
 
-def traversal_grid(vae: FrameVAE, frames: Frames, called: Sequence[str], most: int, columns: int = 9) -> Frames:
-    """A row for each latent, by KL, from -3 to 3: what it is called beside it."""
-    latents, base = ranked(vae, frames)
-    kl = vae.encode(frames).kl().mean(0).cpu().numpy()
-    image = grid(vae.decode(moved(base, latents[:most], np.linspace(-3, 3, columns))))
-    return labelled(image, [f"z{j}: {kl[j]:.2f} nats\n{called[j]}" for j in latents[:most]])
+@dataclass(frozen=True)
+class Traversal:
+    """What is moved in one frame's code.
+
+    Attributes:
+        names: of each row: a known quantity that all latents tell together, or a latent and what it tells alone.
+        details: of each row: whose R^2, or nats.
+        codes: float32 [R, V, Z]
+    """
+
+    names: list[str]
+    details: list[str]
+    codes: NDArray[np.float32]
 
 
-def traversal_film(vae: FrameVAE, frames: Frames, called: Sequence[str], most: int, steps: int = 48) -> list[Frames]:
-    """All latents swinging from 0 to 3, to -3 and back, each in a tile of its own, by KL."""
+def traversal(
+    vae: FrameVAE, frames: Frames, probes: Mapping[str, Probe], most: int, values: NDArray[np.floating]
+) -> Traversal:
+    """Known quantities that can be read, moved so many sd; then ``most`` latents, by KL, at these values."""
     latents, base = ranked(vae, frames)
-    swing = 3 * np.sin(2 * np.pi * np.arange(steps) / steps)
-    decoded = vae.decode(moved(base, latents[:most], swing))
-    captions = [f"z{j} {called[j]}" for j in latents[:most]]
-    return [tiles(decoded[:, t], captions, columns=4) for t in range(steps)]
+    kl, called = vae.encode(frames).kl().mean(0).cpu().numpy(), names(probes, vae.latent_size)
+    read = {name: told for name, told in probes.items() if told.linear >= NAMED}
+    along = [base + values[:, None] * told.direction for told in read.values()]
+    return Traversal(
+        [*(f"{name} {told.linear:.2f}" for name, told in read.items()), *(f"z{j} {called[j]}" for j in latents[:most])],
+        [*("all latents" for _ in read), *(f"{kl[j]:.2f} nats" for j in latents[:most])],
+        np.array([*along, *moved(base, latents[:most], values)], np.float32),
+    )
+
+
+def traversal_grid(
+    vae: FrameVAE, frames: Frames, probes: Mapping[str, Probe], most: int = 12, columns: int = 9
+) -> Frames:
+    """A row for each known quantity and each latent, from -3 to 3, its name beside it."""
+    told = traversal(vae, frames, probes, most, np.linspace(-3, 3, columns))
+    labels = [f"{name}\n{detail}" for name, detail in zip(told.names, told.details, strict=True)]
+    return labelled(grid(vae.decode(told.codes)), labels)
+
+
+def traversal_film(
+    vae: FrameVAE, frames: Frames, probes: Mapping[str, Probe], most: int, steps: int = 48
+) -> list[Frames]:
+    """The same in tiles, all swinging from 0 to 3, to -3 and back."""
+    told = traversal(vae, frames, probes, most, 3 * np.sin(2 * np.pi * np.arange(steps) / steps))
+    decoded = vae.decode(told.codes)
+    return [tiles(decoded[:, t], told.names, columns=4) for t in range(steps)]
 
 
 def interpolation_film(codecs: Mapping[str, FrameVAE], frames: Frames, steps: int = 12) -> list[Frames]:
@@ -64,13 +97,13 @@ def main(
     out: Path | None = None,
     seed: int = 0,
 ) -> None:
-    """Draw what each latent of CODEC moves in held-out frames of DATA, and films of what is between frames.
+    """Draw what latents of CODEC and known quantities move in a held-out frame of DATA, and what is between frames.
 
     Writes traversals.png, and traversals and interpolations as .webm and .gif, into CODEC (or OUT).
 
     Args:
         beside: another codec, such as a plain autoencoder, for the film of interpolations.
-        state, replay: as for scripts.diagnose: what is known of frames names the latents.
+        state, replay: as for scripts.diagnose: what is known of frames names latents, and is moved where it can be read.
         most: latents shown, those with the largest KL.
         frames: held-out frames looked at.
         seed: of the frames' choice.
@@ -78,11 +111,11 @@ def main(
     vae, store = FrameVAE.load(codec), RolloutStore(data)
     seen = clips(store, split(codec, store)[1], frames, seed)
     states = from_file(state, store, seen)[0] if state else {}
-    called = names(probed(vae, store, frames, replay, seen, states), vae.latent_size)
+    probes = probed(vae, store, frames, replay, seen, states)
     folder = out or codec
     folder.mkdir(parents=True, exist_ok=True)
-    save_png(folder / "traversals.png", traversal_grid(vae, seen.frames, called, most))
-    films = save_film(folder / "traversals", traversal_film(vae, seen.frames, called, most), fps=16)
+    save_png(folder / "traversals.png", traversal_grid(vae, seen.frames, probes, most))
+    films = save_film(folder / "traversals", traversal_film(vae, seen.frames, probes, most), fps=16)
     codecs = {codec.name: vae} | ({beside.name: FrameVAE.load(beside)} if beside else {})
     between_frames = seen.frames[np.linspace(0, len(seen.frames) - 1, 6).astype(int)]
     films += save_film(folder / "interpolations", interpolation_film(codecs, between_frames), fps=16)

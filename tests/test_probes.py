@@ -23,6 +23,14 @@ def test_what_is_linear_in_the_codes_is_read_but_for_its_noise(codes):
     np.testing.assert_allclose(told.alone, [4 / 6, 1 / 6, 0], atol=0.06)
 
 
+def test_the_direction_is_how_codes_change_with_the_quantity(codes):
+    """Of correlated latents too, where a regression's weights are another vector: z_1 = z_0 / 2 + noise."""
+    codes = codes.copy()
+    codes[:, 1] += 0.5 * codes[:, 0]
+    told = probe(codes, {"speed": 3 * codes[:, 0]}, EPISODES)["speed"]
+    np.testing.assert_allclose(told.direction, [1, 0.5, 0], atol=0.12)  # three standard errors of 600 frames
+
+
 def test_what_is_not_linear_is_read_by_the_network_alone(codes):
     told = probe(codes, {"speed": np.abs(codes[:, 2])}, EPISODES)["speed"]
     assert told.mlp > 0.8

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import torch
 
-from scripts.traverse import interpolation_film, names, traversal_film
+from scripts.traverse import interpolation_film, names, traversal, traversal_film
 from tests.scenes import SIDE, scene_store
 from worldvae import FrameSpec, FrameVAE, FrameVAEConfig
 from worldvae.measures.probes import Probe
@@ -45,11 +45,25 @@ def test_points_between_codes_lie_on_the_lines_and_lead_back_to_the_first():
 
 def test_a_latent_is_named_by_what_it_tells_best_and_only_if_it_tells_enough():
     probes = {
-        "speed": Probe(0.9, 0.9, np.array([0.8, 0.1, 0.4, -3.0])),
-        "curve": Probe(0.9, 0.9, np.array([0.2, 0.29, 0.5, -1.0])),
+        "speed": Probe(0.9, 0.9, np.array([0.8, 0.1, 0.4, -3.0]), np.zeros(4)),
+        "curve": Probe(0.9, 0.9, np.array([0.2, 0.29, 0.5, -1.0]), np.zeros(4)),
     }
     assert names(probes, 4) == ["speed 0.80", "", "curve 0.50", ""]
     assert names({}, 2) == ["", ""]
+
+
+def test_known_quantities_that_can_be_read_move_codes_along_their_directions(vae):
+    frames = np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3), dtype=np.uint8)
+    direction = np.array([0.5, 0, -1, 0])
+    probes = {
+        "speed": Probe(0.9, 0.9, np.zeros(4), direction),
+        "weather": Probe(0.1, 0.1, np.zeros(4), direction),
+    }
+    told = traversal(vae, frames, probes, most=2, values=np.array([-1.0, 0.0, 2.0]))
+    assert told.names[0] == "speed 0.90"
+    assert len(told.names) == len(told.codes) == 3
+    _, base = ranked(vae, frames)
+    np.testing.assert_allclose(told.codes[0], base + np.outer([-1, 0, 2], direction), rtol=1e-6)
 
 
 def test_tiles_have_each_frame_below_its_caption():
@@ -73,7 +87,7 @@ def test_labels_stand_beside_their_rows_and_leave_the_image_alone():
 
 def test_every_tile_swings_its_own_latent_from_0_on(vae):
     frames = np.random.default_rng(0).integers(0, 256, (20, SIDE, SIDE, 3), dtype=np.uint8)
-    film = traversal_film(vae, frames, [""] * 4, most=4, steps=4)
+    film = traversal_film(vae, frames, {}, most=4, steps=4)
     for k in range(4):
         left, top, side = GAP + k * (2 * SIDE + GAP), GAP + CAPTION, 2 * SIDE
         still, up = (image[top : top + side, left : left + side] for image in film[:2])

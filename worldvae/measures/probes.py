@@ -21,11 +21,14 @@ class Probe:
         linear: of a ridge regression on all latents.
         mlp: of a small network (two layers of 64) on all latents.
         alone: float64 [Z], of each latent by itself, linearly.
+        direction: float64 [Z], how much codes change on average where the quantity is one sd larger: the pattern
+            that belongs to a linear reader (Haufe et al. 2014), along which frames stay what frames are.
     """
 
     linear: float
     mlp: float
     alone: NDArray[np.float64]
+    direction: NDArray[np.float64]
 
 
 def probe(
@@ -80,4 +83,5 @@ def _judged(z: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.i
         linear=r2(RidgeCV(np.logspace(-3, 3, 7))),
         mlp=r2(MLPRegressor(hidden_layer_sizes=(64, 64), early_stopping=True, max_iter=200, random_state=seed)),
         alone=np.array([r2(LinearRegression(), slice(j, j + 1)) for j in range(z.shape[1])]),
+        direction=(y - y.mean()) @ z / (len(y) * y.std()),
     )
