@@ -103,7 +103,7 @@ def main(
 
     Args:
         beside: another codec, such as a plain autoencoder, for the film of interpolations.
-        state, replay: as for scripts.diagnose: what is known of frames names latents, and is moved where it can be read.
+        state, replay: as for scripts.diagnose: what is known of frames names latents, and is moved if it can be read.
         most: latents shown, those with the largest KL.
         frames: held-out frames looked at.
         seed: of the frames' choice.
