@@ -30,7 +30,8 @@ class TakeCover(gymnasium.Env):
 
     Args:
         skill: 1 to 5, the game's difficulty.
-        objects: tell in ``info["objects"]`` the fireballs' middles on the screen, float32 [n, 2]: x and y in pixels.
+        objects: tell in ``info["objects"]`` where fireballs are seen to fly, float32 [n, 2]: x and y of the middles of
+            what is seen of each, in pixels of the screen.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35}  # noqa: RUF012
@@ -89,11 +90,14 @@ def direction(action: Any) -> str:
 
 
 def _fireballs(state: Any) -> NDArray[np.float32]:
-    """Their middles on the screen [n, 2]."""
-    labels = [] if state is None else state.labels
-    balls = [(b.x + b.width / 2, b.y + b.height / 2) for b in labels if b.object_name == FIREBALL]
-    middles = np.array(balls, np.float32).reshape(-1, 2)
-    return middles[middles[:, 1] < ROWS]
+    """The middles [n, 2] of what is seen of those that fly: one that has burst still has its name, but stands."""
+    middles = []
+    for ball in state.labels if state is not None else ():
+        if ball.object_name == FIREBALL and (ball.object_velocity_x or ball.object_velocity_y):
+            rows, columns = np.nonzero(state.labels_buffer[:ROWS, ball.x : ball.x + ball.width] == ball.value)
+            if len(rows):  # else hidden behind another
+                middles.append((ball.x + columns.mean() + 0.5, rows.mean() + 0.5))
+    return np.array(middles, np.float32).reshape(-1, 2)
 
 
 class PackagedTakeCover(gymnasium.Wrapper):

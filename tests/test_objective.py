@@ -128,13 +128,14 @@ def test_one_means_what_it_says():
     assert equivalent_beta(ObjectiveConfig(sigma="optimal", beta=3), mse=0.001) == 3
 
 
-def test_weights_single_out_what_moved_and_keep_the_mean():
-    images = torch.zeros(2, 3, 8, 8)
+def test_weights_single_out_what_moved_as_much_in_every_frame():
+    images = torch.zeros(3, 3, 8, 8)
     images[0, 1, 2, 3] = 0.5
-    weights = changed_pixel_weights(images, torch.zeros(2, 3, 8, 8), emphasis=19)
-    torch.testing.assert_close(weights.mean((1, 2, 3)), torch.ones(2))
-    assert weights[0, 0, 2, 3] == pytest.approx(20 * weights[0, 0, 0, 0].item())
-    assert (weights[1] == 1).all()
+    images[1] = 0.5  # all of the view moved
+    weights = changed_pixel_weights(images, torch.zeros(3, 3, 8, 8), emphasis=19)
+    assert weights[0, 0, 2, 3] == weights[0].max() == weights[1].min() == 20
+    assert weights[0].sum() == 20 + 63
+    assert (weights[2] == 1).all()
 
 
 def test_weights_single_out_each_frames_worst_pixels():
@@ -150,7 +151,8 @@ def test_even_weights_change_no_likelihood_and_others_do(pair, posterior, likeli
     config = ObjectiveConfig(likelihood=likelihood, sigma=0.2)
     plain, _ = negative_elbo(*pair, posterior, config)
     even, _ = negative_elbo(*pair, posterior, config, weights=torch.ones(3, 1, 4, 4))
-    worst, _ = negative_elbo(*pair, posterior, config, weights=worst_pixel_weights(*pair, 20))
+    weights = worst_pixel_weights(*pair, 20)
+    worst, _ = negative_elbo(*pair, posterior, config, weights=weights / weights.mean())
     torch.testing.assert_close(plain, even)
     assert worst > even
 

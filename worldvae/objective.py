@@ -51,7 +51,8 @@ class ObjectiveConfig:
         autoencoder: no noise and no KL: a plain autoencoder, for comparison.
         weighting: which pixels count more: those that changed since the frame before, those that differ from
             the rollouts' median frame, or each frame's worst hundredth.
-        emphasis: how many times more. A frame's weights always have mean 1.
+        emphasis: how many times more. A batch's weights have mean 1: where the view itself moves all pixels change, and
+            a small thing must not count less there than in a still view.
         correlation: of a code with that of the frame before, under the prior: 0 is a standard normal for every
             frame, 0.97 one whose codes change slowly (see ``slow_kl``). What follows is then easier foretold.
     """
@@ -155,26 +156,22 @@ def equivalent_beta(config: ObjectiveConfig, mse: float) -> float:
 
 
 def changed_pixel_weights(images: Tensor, reference: Tensor, emphasis: float, threshold: float = 0.04) -> Tensor:
-    """Weights float [B, 1, H, W] of frame mean 1: pixels that differ from ``reference`` count more.
+    """Weights float [B, 1, H, W]: 1, and ``emphasis`` more for pixels that differ from ``reference``.
 
     Args:
         images: float [B, C, H, W] in [0, 1]. reference: the frames before, or one frame [C, H, W].
         threshold: least difference of a channel: ten grey levels.
     """
     changed = (images - reference).abs().amax(1, keepdim=True) > threshold
-    return _mean_one(1 + emphasis * changed.float())
+    return 1 + emphasis * changed.float()
 
 
 def worst_pixel_weights(reconstruction: Tensor, images: Tensor, emphasis: float, share: float = 0.01) -> Tensor:
-    """Weights float [B, 1, H, W] of frame mean 1: each frame's worst share of pixels counts more."""
+    """Weights float [B, 1, H, W]: 1, and ``emphasis`` more for each frame's worst share of pixels."""
     error = (reconstruction.detach().float() - images).square().sum(1, keepdim=True)
     count = max(1, round(share * error[0].numel()))
     worst = torch.zeros_like(error).flatten(1).scatter_(1, error.flatten(1).topk(count).indices, 1.0)
-    return _mean_one(1 + emphasis * worst.view_as(error))
-
-
-def _mean_one(weights: Tensor) -> Tensor:
-    return weights / weights.mean((1, 2, 3), keepdim=True)
+    return 1 + emphasis * worst.view_as(error)
 
 
 def floored_kl(kl: Tensor, free_bits: float, scope: Scope) -> Tensor:
@@ -251,7 +248,7 @@ def negative_elbo(
         posterior: of latents [B, Z].
         sigma: instead of the config's, which where ``optimal`` or ``learned`` means the optimal one of this batch.
         pressure: of ``kl_pressure``; the schedules' ends by default.
-        weights: of pixels, float [B, 1, H, W].
+        weights: of pixels, float [B, 1, H, W] of mean 1.
         z: the codes [B, Z] that were decoded: with them the total correlation counts.
         before: of the frames before, latents [B, Z]: with them codes that change cost more.
     """
