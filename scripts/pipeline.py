@@ -104,19 +104,20 @@ TINY = replace(
     ),
 )
 COVER = CollectConfig(
-    env="agents.takecover:TakeCoverSkill4-v0",  # of today's games the one in which random actions live as published
-    episodes=200,
+    env="agents.takecover:TakeCover-v0",
+    episodes=400,
     backend="async",
     num_envs=4,
     correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),
 )
 # What M has not seen a learner exploits: changing sides at every tic is standing still, and walls do not protect.
-JITTER = replace(COVER, policy="uniform", episodes=150, first_seed=600)
-FAR = replace(COVER, correlated=CorrelatedConfig(correlation=60, sd=(1.5,)), episodes=100, first_seed=2000)
+JITTER = replace(COVER, policy="uniform", episodes=300, first_seed=600)
+FAR = replace(COVER, correlated=CorrelatedConfig(correlation=60, sd=(1.5,)), episodes=200, first_seed=2000)
 COVER_VAE = VAETrainingConfig(
     latent_size=64,
     colour_jitter=0.0,
-    objective=replace(MOVING, beta=16.0, correlation=0.97),  # codes that M can follow
+    objective=replace(MOVING, beta=8.0, correlation=0.97),  # codes that M can follow
+    learning_rate=1e-3,
     passes=3,
 )
 COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=25)
@@ -127,12 +128,12 @@ TAKECOVER = PipelineConfig(
     agent=DreamAgentConfig(
         dream=DreamConfig(temperature=1.0, most_steps=800),
         select_episodes=32,
-        learning=ActorCriticConfig(dreams=512, iterations=320, selections=4),
+        learning=ActorCriticConfig(dreams=512, iterations=240, selections=4),
     ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
     again=Again(
         collect=replace(COVER, episodes=150, first_seed=5000),
-        vae=replace(COVER_VAE, passes=1.5, learning_rate=1e-3),
+        vae=replace(COVER_VAE, passes=1.5, learning_rate=3e-4),
         dynamics=replace(COVER_M, passes=12, learning_rate=1e-3),
     ),
 )
