@@ -128,14 +128,26 @@ def test_one_means_what_it_says():
     assert equivalent_beta(ObjectiveConfig(sigma="optimal", beta=3), mse=0.001) == 3
 
 
-def test_weights_single_out_what_moved_as_much_in_every_frame():
-    images = torch.zeros(3, 3, 8, 8)
+def test_weights_single_out_what_moved_and_keep_the_mean():
+    images = torch.zeros(2, 3, 8, 8)
     images[0, 1, 2, 3] = 0.5
-    images[1] = 0.5  # all of the view moved
-    weights = changed_pixel_weights(images, torch.zeros(3, 3, 8, 8), emphasis=19)
-    assert weights[0, 0, 2, 3] == weights[0].max() == weights[1].min() == 20
-    assert weights[0].sum() == 20 + 63
-    assert (weights[2] == 1).all()
+    weights = changed_pixel_weights(images, torch.zeros(2, 3, 8, 8), emphasis=19)
+    torch.testing.assert_close(weights.mean((1, 2, 3)), torch.ones(2))
+    assert weights[0, 0, 2, 3] == pytest.approx(20 * weights[0, 0, 0, 0].item())
+    assert (weights[1] == 1).all()
+
+
+def test_a_small_thing_that_moved_counts_as_much_as_a_large_one_and_a_whole_view_evenly():
+    images = torch.zeros(3, 3, 40, 40)
+    images[0, :, 5, 5] = images[0, :, 20:23, 20:23] = 0.5
+    images[1] = 0.5
+    weights = changed_pixel_weights(images, torch.zeros(3, 3, 40, 40), emphasis=19)
+    extra = weights[0] / weights[0, 0, 0, 0] - 1
+    assert extra[0, 5, 5].item() == pytest.approx(19)
+    assert extra[0, 20:23, 20:23].sum().item() == pytest.approx(19)
+    assert extra.sum().item() == pytest.approx(38)
+    inside = weights[1, 0, 8:-8, 8:-8]
+    torch.testing.assert_close(inside, inside[:1, :1].expand_as(inside))
 
 
 def test_weights_single_out_each_frames_worst_pixels():
@@ -151,8 +163,7 @@ def test_even_weights_change_no_likelihood_and_others_do(pair, posterior, likeli
     config = ObjectiveConfig(likelihood=likelihood, sigma=0.2)
     plain, _ = negative_elbo(*pair, posterior, config)
     even, _ = negative_elbo(*pair, posterior, config, weights=torch.ones(3, 1, 4, 4))
-    weights = worst_pixel_weights(*pair, 20)
-    worst, _ = negative_elbo(*pair, posterior, config, weights=weights / weights.mean())
+    worst, _ = negative_elbo(*pair, posterior, config, weights=worst_pixel_weights(*pair, 20))
     torch.testing.assert_close(plain, even)
     assert worst > even
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import avg_pool2d, logsigmoid
 
 from worldvae.vae import DiagonalGaussian
 
@@ -22,6 +22,8 @@ LEAST_SIGMA = LEVEL / math.sqrt(12)
 """sd of the rounding to uint8: no decoder is more exact than its data."""
 CLIP = 10
 """Frames in which a code is once a new one."""
+NEARBY = 9
+"""Pixels: changes within a square of that side are one thing."""
 FAR = 1e6
 """In place of infinity, whose gradients are not numbers."""
 
@@ -51,8 +53,8 @@ class ObjectiveConfig:
         autoencoder: no noise and no KL: a plain autoencoder, for comparison.
         weighting: which pixels count more: those that changed since the frame before, those that differ from
             the rollouts' median frame, or each frame's worst hundredth.
-        emphasis: how many times more. A batch's weights have mean 1: where the view itself moves all pixels change, and
-            a small thing must not count less there than in a still view.
+        emphasis: how many times more; pixels that changed side by side share it, so that a small thing counts as
+            much as a large one. A frame's weights always have mean 1.
         correlation: of a code with that of the frame before, under the prior: 0 is a standard normal for every
             frame, 0.97 one whose codes change slowly (see ``slow_kl``). What follows is then easier foretold.
     """
@@ -68,7 +70,7 @@ class ObjectiveConfig:
     total_correlation: float = 1.0
     autoencoder: bool = False
     weighting: Weighting = "even"
-    emphasis: float = 8.0
+    emphasis: float = 40.0
     correlation: float = 0.0
 
     def __post_init__(self) -> None:
@@ -156,22 +158,30 @@ def equivalent_beta(config: ObjectiveConfig, mse: float) -> float:
 
 
 def changed_pixel_weights(images: Tensor, reference: Tensor, emphasis: float, threshold: float = 0.04) -> Tensor:
-    """Weights float [B, 1, H, W]: 1, and ``emphasis`` more for pixels that differ from ``reference``.
+    """Weights float [B, 1, H, W] of frame mean 1: pixels that differ from ``reference`` count more, the fewer the more.
+
+    What changed within ``NEARBY`` pixels shares the emphasis: so a thing of one pixel counts as much as one of eighty,
+    and is not outweighed where a large one, or the whole view, moves too.
 
     Args:
         images: float [B, C, H, W] in [0, 1]. reference: the frames before, or one frame [C, H, W].
         threshold: least difference of a channel: ten grey levels.
     """
-    changed = (images - reference).abs().amax(1, keepdim=True) > threshold
-    return 1 + emphasis * changed.float()
+    changed = ((images - reference).abs().amax(1, keepdim=True) > threshold).float()
+    nearby = NEARBY**2 * avg_pool2d(changed, NEARBY, stride=1, padding=NEARBY // 2)
+    return _mean_one(1 + emphasis * changed / nearby.clamp(min=1))
 
 
 def worst_pixel_weights(reconstruction: Tensor, images: Tensor, emphasis: float, share: float = 0.01) -> Tensor:
-    """Weights float [B, 1, H, W]: 1, and ``emphasis`` more for each frame's worst share of pixels."""
+    """Weights float [B, 1, H, W] of frame mean 1: each frame's worst share of pixels counts more."""
     error = (reconstruction.detach().float() - images).square().sum(1, keepdim=True)
     count = max(1, round(share * error[0].numel()))
     worst = torch.zeros_like(error).flatten(1).scatter_(1, error.flatten(1).topk(count).indices, 1.0)
-    return 1 + emphasis * worst.view_as(error)
+    return _mean_one(1 + emphasis * worst.view_as(error))
+
+
+def _mean_one(weights: Tensor) -> Tensor:
+    return weights / weights.mean((1, 2, 3), keepdim=True)
 
 
 def floored_kl(kl: Tensor, free_bits: float, scope: Scope) -> Tensor:
@@ -248,7 +258,7 @@ def negative_elbo(
         posterior: of latents [B, Z].
         sigma: instead of the config's, which where ``optimal`` or ``learned`` means the optimal one of this batch.
         pressure: of ``kl_pressure``; the schedules' ends by default.
-        weights: of pixels, float [B, 1, H, W] of mean 1.
+        weights: of pixels, float [B, 1, H, W].
         z: the codes [B, Z] that were decoded: with them the total correlation counts.
         before: of the frames before, latents [B, Z]: with them codes that change cost more.
     """

@@ -273,12 +273,10 @@ class VAELearner:
         objective = self.config.objective
         reference = {"motion": before, "background": self.background}.get(objective.weighting)
         if reference is not None:
-            weights = changed_pixel_weights(images, reference, objective.emphasis)
-        elif objective.weighting == "worst":
-            weights = worst_pixel_weights(reconstruction, images, objective.emphasis)
-        else:
-            return None
-        return weights / self.world.mean({"weight": weights.mean()})["weight"]
+            return changed_pixel_weights(images, reference, objective.emphasis)
+        if objective.weighting == "worst":
+            return worst_pixel_weights(reconstruction, images, objective.emphasis)
+        return None
 
     def _sigma(self, reconstruction: Tensor, images: Tensor, weights: Tensor | None) -> Tensor | float:
         sigma = self.config.objective.sigma
