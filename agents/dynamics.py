@@ -41,6 +41,8 @@ class DynamicsConfig:
         learning_rate: Adam's at the start; it falls to nothing along half a cosine.
         clip: the gradient's largest norm.
         dropout: share of h hidden from the heads while training: few rollouts are soon known by heart.
+        fed_back: share of the steps at which M is given its own draw of a code instead of the real one, and learns
+            to find back: in dreams it is given nothing else.
         held_out: share of the episodes kept for measuring.
         seed: of weights, order, noise and split.
         device: cpu, cuda, or auto.
@@ -58,6 +60,7 @@ class DynamicsConfig:
     learning_rate: float = 3e-3
     clip: float = 1.0
     dropout: float = 0.2
+    fed_back: float = 0.0
     held_out: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -171,6 +174,18 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
+@torch.no_grad()
+def fed_back(model: WorldModel, z_t: Tensor, a_t: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Codes float32 [B, T, Z] of which a share are M's own draws, given the real ones before (scheduled sampling,
+    Bengio et al. 2015; at all steps at once, Mihaylova & Martins 2019). An episode's first stays."""
+    if not share:
+        return z_t
+    h_tp1, _ = model.remember(z_t[:, :-1], a_t[:, :-1])
+    drawn = model.predict(h_tp1).z_tp1.sample(generator)
+    chosen = torch.rand(drawn.shape[:2], generator=generator, device=drawn.device) < share
+    return torch.cat([z_t[:, :1], torch.where(chosen.unsqueeze(-1), drawn, z_t[:, 1:])], 1)
+
+
 class DynamicsLearner:
     """M, its optimiser and its noise: all that training changes."""
 
@@ -189,7 +204,8 @@ class DynamicsLearner:
         sequences = self.train.sequences(*batch)
         z = draw(sequences.codes, self.generator)
         with autocast(self.device):
-            h_tp1, _ = self.model.remember(z[:, :-1], sequences.a_t)
+            z_t = fed_back(self.model, z[:, :-1], sequences.a_t, self.config.fed_back, self.generator)
+            h_tp1, _ = self.model.remember(z_t, sequences.a_t)
             prediction = self.model.predict(self._dropout(sequences.real(h_tp1)))
         loss, parts = negative_log_likelihood(prediction, z, sequences, self.model.reward_moments[1], self.end_weight)
         self.optimiser.zero_grad(set_to_none=True)

@@ -120,7 +120,7 @@ COVER_VAE = VAETrainingConfig(
     learning_rate=1e-3,
     passes=3,
 )
-COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, passes=25)
+COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, fed_back=0.5, passes=25)
 TAKECOVER = PipelineConfig(
     collect=(COVER, JITTER, FAR),
     vae=COVER_VAE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from scipy.special import expit, xlogy
 from agents.dynamics import (
     DynamicsConfig,
     DynamicsLearner,
+    fed_back,
     load_trajectories,
     negative_log_likelihood,
     train_dynamics,
@@ -56,6 +58,24 @@ def random_episode(length: int, seed: int, blanked: bool = False) -> LatentEpiso
     rewards = random.standard_normal(length).astype(np.float32)
     visible = np.arange(length + 1) < length + (not blanked)
     return LatentEpisode(mean, logvar, actions, rewards, visible, seed % 2 == 0, seed % 2 == 1)
+
+
+# ---- what M is given
+
+
+def test_codes_fed_back_are_the_models_own_draws_at_the_share_asked_for():
+    model, generator = random_model(), torch.Generator().manual_seed(0)
+    z_t, a_t = torch.randn(64, 51, 2, generator=generator), torch.randn(64, 51, 1, generator=generator)
+    given = fed_back(model, z_t, a_t, 0.25, generator)
+    changed = (given != z_t).any(-1)
+    assert not changed[:, 0].any()
+    steps = 64 * 50
+    assert changed.sum().item() / steps == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / steps))
+    expected = model(z_t[:, :-1], a_t[:, :-1])[0].z_tp1
+    standard = ((given[:, 1:] - expected.expectation()) / expected.variance().sqrt())[changed[:, 1:]]
+    assert standard.mean().item() == pytest.approx(0, abs=4 / math.sqrt(standard.numel()))
+    assert standard.var().item() == pytest.approx(1, abs=0.2)
+    torch.testing.assert_close(fed_back(model, z_t, a_t, 0.0, generator), z_t)
 
 
 # ---- the loss
@@ -241,7 +261,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(dots, trained, tmp_pat
             raise KeyboardInterrupt
         return step(self, batch)
 
-    short = replace(CONFIG, passes=20, dropout=0.3)
+    short = replace(CONFIG, passes=20, dropout=0.3, fed_back=0.5)
     train_dynamics(dots[1], SPACE, short, tmp_path / "unbroken")
     monkeypatch.setattr(DynamicsLearner, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
