@@ -27,7 +27,7 @@ from worldvae.vae import FrameVAE
 
 COLUMNS = 10
 RATE = 1e-3
-"""A third of the usual one: over ten thousand steps the usual one's noise costs a decibel (benchmarks/LOG.md)."""
+"""A third of the usual one, at which held-out frames stay as bad as they are until it falls (benchmarks/LOG.md)."""
 OBJECTIVES = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,
