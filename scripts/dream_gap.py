@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
 
-from agents.agent import Agent
+from agents.agent import Agent, LatentAgent, PixelAgent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig, load_trajectories
-from agents.evaluation import SELECTION_SEEDS
+from agents.evaluation import SELECTION_SEEDS, MakePolicy, Scores
 from agents.trust import Gap, as_json, dream_returns, exploitation, gap, numbers, verdicts
 from agents.world_model import WorldModel
 from scripts import cli
@@ -24,10 +26,57 @@ from worldvae.checkpoint import read_json, write_atomically, write_record
 from worldvae.diagnose import finite
 from worldvae.fit import read_log
 from worldvae.latents import LatentStore
+from worldvae.policies import UniformPolicy
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.vae import FrameVAE
 
 HEALTHY = "healthy: the dream is closer to reality than simple forecasts, ends as often, and pays no more"
+SEEDS = SELECTION_SEEDS + 900_000
+"""No training selects on these."""
+
+
+@dataclass(frozen=True)
+class Player:
+    """Somebody who plays in dreams, on latents, and in reality, on pixels."""
+
+    name: str
+    asleep: MakePolicy
+    awake: MakePolicy
+
+
+@dataclass(frozen=True)
+class Played:
+    """Returns float64 [episodes] in dreams, by temperature, and in reality."""
+
+    name: str
+    dreams: dict[float, NDArray[np.float64]]
+    reality: Scores
+
+    @property
+    def ratio(self) -> float:
+        """Mean return in the dream of the temperature nearest to 1 over that in reality; nan where that is not > 0."""
+        usual = self.dreams[min(self.dreams, key=lambda temperature: abs(temperature - 1))]
+        return float(usual.mean()) / self.reality.mean if self.reality.mean > 0 else math.nan
+
+    def as_json(self) -> dict[str, Any]:
+        dreams = [{"temperature": t, "mean": r.mean(), "sd": r.std(ddof=1)} for t, r in self.dreams.items()]
+        return {"name": self.name, "dreams": dreams, "reality": self.reality.as_json()}
+
+
+def an_agent(folder: Path, vae: FrameVAE) -> Player:
+    agent = Agent.load(folder)
+    return Player(
+        "the agent",
+        lambda env: LatentAgent(agent, env.num_envs),
+        lambda env: PixelAgent(agent, vae, env.num_envs),
+    )
+
+
+def random_play(held: int) -> Player:
+    def make(env: VectorEnv) -> UniformPolicy:
+        return UniformPolicy(env.single_action_space, env.num_envs, seed=0, held=held)
+
+    return Player(f"random actions, {held} steps each", make, make)
 
 
 def measured(run: RunFolder, store: RolloutStore, vae: FrameVAE) -> Gap:
@@ -76,9 +125,26 @@ def show(told: Gap, known: dict[str, float]) -> str:
     return "\n\n".join(cli.table(part) for part in (forecast_rows(told.forecasts), rows, judged))
 
 
+def returns(played: list[Played]) -> str:
+    """A table like the paper's: mean ± sd of each in dreams, by temperature, and in reality."""
+    temperatures = list(played[0].dreams)
+    rows: list[tuple[str, ...]] = [("return", *(f"dream at {t:g}" for t in temperatures), "reality")]
+    for one in played:
+        dreams = (f"{r.mean():.0f} ± {r.std(ddof=1):.0f}" for r in one.dreams.values())
+        rows.append((one.name, *dreams, f"{one.reality.mean:.0f} ± {one.reality.sd:.0f}"))
+    return cli.table(rows)
+
+
+def farthest(played: list[Played]) -> float:
+    """The ratio farthest from 1 among players, as a factor; nan where none is known."""
+    known = [one.ratio for one in played if one.ratio > 0]
+    return max(known, key=lambda ratio: abs(math.log(ratio)), default=math.nan)
+
+
 def main(
     run: cli.Run,
     agent: Path | None = None,
+    held: tuple[int, ...] = (),
     temperatures: tuple[float, ...] = (0.5, 1.0, 1.15, 1.3),
     episodes: int = 50,
     most_steps: int = 2100,
@@ -89,32 +155,36 @@ def main(
     Writes dream_gap.json and dream_gap.png into RUN/dynamics.
 
     Args:
-        agent: a trained agent's folder (RUN/agent, RUN/evolved) to play both; its episodes in reality are on
-            selection seeds and cost env steps, which are told.
-        temperatures: of the dreams that the agent plays; the verdict is on the one nearest to 1.
-        episodes: in each dream, and in reality.
+        agent: a trained agent's folder (RUN/agent, RUN/evolved) to play both; episodes in reality are on selection
+            seeds and cost env steps, which are told.
+        held: random play of both, too, once for each of these numbers: the steps for which each action is held.
+        temperatures: of the dreams that they play; verdicts are on the one nearest to 1.
+        episodes: of each in each dream, and in reality.
         most_steps: of a dream.
         workers: environments stepped in parallel processes.
     """
     folder = RunFolder(run)
     store, vae = RolloutStore(folder.rollouts), FrameVAE.load(folder.vae)
-    told, rows, reality = measured(folder, store, vae), [], None
-    if agent is not None:
-        player = Agent.load(agent)
-        model, starts = dreaming(folder, store, vae, 0, 0)
-        for temperature in temperatures:
-            returns = dream_returns(player, model, starts, DreamConfig(temperature, most_steps), episodes)
-            rows.append({"temperature": temperature, "mean": returns.mean(), "sd": returns.std(ddof=1)})
-        seeds = range(SELECTION_SEEDS + 900_000, SELECTION_SEEDS + 900_000 + episodes)  # no training selects on these
-        reality = awake(store, vae, player, seeds, workers, "reality")
-    usual = min(rows, key=lambda row: abs(row["temperature"] - 1), default={"mean": math.nan})
-    known = numbers(told, usual["mean"], reality.mean if reality else math.nan)
+    told, (model, starts) = measured(folder, store, vae), dreaming(folder, store, vae, 0, 0)
+
+    seeds = range(SEEDS, SEEDS + episodes)
+
+    def play(player: Player) -> Played:
+        dreams = {
+            t: dream_returns(player.asleep, model, starts, store.action_space, DreamConfig(t, most_steps), episodes)
+            for t in temperatures
+        }
+        return Played(player.name, dreams, awake(store, player.awake, seeds, workers, "reality"))
+
+    agents = [play(an_agent(agent, vae))] if agent is not None else []
+    randoms = [play(random_play(steps)) for steps in held]
+    known = numbers(told, farthest(agents), farthest(randoms))
     print(show(told, known))
-    if agent is not None and reality is not None:
-        table = [(f"dream at {r['temperature']:g}", f"{r['mean']:.0f} ± {r['sd']:.0f}") for r in rows]
-        table.append(("reality", f"{reality.mean:.0f} ± {reality.sd:.0f}"))
-        print(f"\n{cli.table([('the agent', 'return'), *table])}")
-        print(f"{episodes} episodes each; reality took {sum(reality.lengths):,} env steps of selection")
+    if played := agents + randoms:
+        print(f"\n{returns(played)}")
+        spent = sum(sum(one.reality.lengths) for one in played)
+        print(f"{episodes} episodes each; reality took {spent:,} env steps of selection")
+    if agent is not None:
         print(exploitation(read_log(agent / "metrics.jsonl")))
     given = verdicts(known)
     print("\n".join(f"\n{v.name.upper()}: {v.says}.\n  {v.remedy}." for v in given) or f"\n{HEALTHY}")
@@ -124,8 +194,7 @@ def main(
             "verdicts": [asdict(v) for v in given],
             "numbers": {name: finite(value) for name, value in known.items()},
             **as_json(told),
-            "dream_returns": rows,
-            "reality": reality and reality.as_json(),
+            "played": [one.as_json() for one in played],
             **cli.provenance(),
         },
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from agents.agent import Agent, PixelAgent
 from agents.dream import Starts, real_starts
-from agents.evaluation import Scores, evaluate
+from agents.evaluation import MakePolicy, Scores, evaluate
 from agents.sequences import Trajectories
 from agents.world_model import WorldModel
 from scripts.run_folder import RunFolder
@@ -22,11 +21,11 @@ def dreaming(run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, s
     return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, seed=seed)
 
 
-def awake(store: RolloutStore, vae: FrameVAE, agent: Agent, seeds: range, workers: int, name: str) -> Scores:
-    """What an agent earns in the rollouts' own environment."""
+def awake(store: RolloutStore, make_policy: MakePolicy, seeds: range, workers: int, name: str) -> Scores:
+    """What somebody earns in the rollouts' own environment."""
     return evaluate(
         store.manifest["env_id"],
-        lambda env: PixelAgent(agent, vae, env.num_envs),
+        make_policy,
         seeds,
         workers=workers,
         action_repeat=store.manifest["action_repeat"],

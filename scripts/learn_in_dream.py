@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agents.actor_critic import ActorCriticConfig, learn_in_dream
-from agents.agent import Agent, AgentSpec
+from agents.agent import Agent, AgentSpec, PixelAgent
 from agents.dream import DreamConfig
 from agents.evaluation import SELECTION_SEEDS
 from agents.observations import ObservationConfig
@@ -56,7 +56,8 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         first = SELECTION_SEEDS + 10_000 * seed + asked * config.select_episodes
-        scores = awake(store, vae, agent, range(first, first + config.select_episodes), config.workers, "selection")
+        seeds = range(first, first + config.select_episodes)
+        scores = awake(store, lambda env: PixelAgent(agent, vae, env.num_envs), seeds, config.workers, "selection")
         return scores.mean, sum(scores.lengths)
 
     model, starts = dreaming(run, store, vae, config.context, seed)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Discrete, MultiBinary
+from gymnasium.vector import VectorEnv
 
 from agents.actor_critic import ActorCritic, ActorCriticConfig, learn_in_dream
-from agents.agent import Agent, AgentSpec
-from agents.dream import Dream, DreamConfig
+from agents.agent import Agent, AgentSpec, LatentAgent
+from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import ObservationConfig
 from agents.trust import dream_returns
 from agents.world_model import WorldModel
@@ -29,14 +30,21 @@ def agent_of(model: WorldModel, **changes: object) -> Agent:
     return Agent(replace(AgentSpec(FIRST_SEEN, 3, "", SPACE, 1, 16, memory=model.config), **changes), model)
 
 
+def lived(agent: Agent, model: WorldModel, begin: Starts) -> float:
+    def make(env: VectorEnv) -> LatentAgent:
+        return LatentAgent(agent, env.num_envs)
+
+    return dream_returns(make, model, begin, agent.spec.action_space, DREAM, 50).mean()
+
+
 def test_it_learns_to_live(tmp_path):
     model = deadly()
     agent = agent_of(model)
     begin = replace(starts(), state=model.start(5))  # where a player of whole episodes begins
-    before = dream_returns(agent, model, begin, DREAM, 50).mean()
+    before = lived(agent, model, begin)
     learned = learn_in_dream(agent, model, begin, DREAM, CONFIG, tmp_path)
     assert before < 20
-    assert dream_returns(learned, model, begin, DREAM, 50).mean() > 55
+    assert lived(learned, model, begin) > 55
     log = read_log(tmp_path / "metrics.jsonl")
     assert log[-1]["return"] > 2 * log[0]["return"]
     assert log[-1]["dream_steps"] == 60 * 8 * 64
@@ -54,7 +62,7 @@ def test_it_learns_to_choose_among_discrete_actions(tmp_path):
     begin = replace(starts(), state=wide.start(5))
     learned = learn_in_dream(agent, wide, begin, DREAM, CONFIG, tmp_path)
     assert read_log(tmp_path / "metrics.jsonl")[0]["return"] < 10
-    assert dream_returns(learned, wide, begin, DREAM, 50).mean() > 55
+    assert lived(learned, wide, begin) > 55
 
 
 def test_advantages_are_discounted_sums_of_surprises_until_each_dreams_end(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import gymnasium
 import numpy as np
@@ -77,6 +78,19 @@ def test_uniform_actions_are_uniform() -> None:
     counts = np.bincount(choices.ravel(), minlength=6)
     assert counts[:2].sum() == 0
     assert np.abs(counts[2:] - 10_000).max() < 5 * math.sqrt(40_000 * 0.25 * 0.75)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_held_actions_change_when_their_time_is_over_or_an_episode_begins(space: gymnasium.Space) -> None:
+    policy = UniformPolicy(space, 40, seed=0, held=5)
+    actions = [*acted(policy, 7)]
+    policy.reset(np.arange(40) < 20)
+    actions += [*acted(policy, 5)]
+    changed = np.array([(one != two).reshape(40, -1).any(1) for one, two in pairwise(actions)])
+    assert np.flatnonzero(changed[:, :20].any(1)).tolist() == [4, 6]
+    assert np.flatnonzero(changed[:, 20:].any(1)).tolist() == [4, 9]
+    with pytest.raises(ValueError, match="held for >= 1"):
+        UniformPolicy(space, 40, seed=0, held=0)
 
 
 @pytest.mark.parametrize("correlation", [1.0, 4.0, 20.0])

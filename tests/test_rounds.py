@@ -94,16 +94,23 @@ def test_its_way_is_in_the_folder(finished):
 
 def test_the_gap_between_dream_and_reality_is_told(finished, capsys):
     run, _ = finished
-    dream_gap.main(run.path, run.agent, temperatures=(1.0, 1.3), episodes=4, most_steps=20, workers=1)
+    dream_gap.main(run.path, run.agent, held=(1, 5), temperatures=(1.0, 1.3), episodes=4, most_steps=20, workers=1)
     told, shown = json.loads((run.dynamics / "dream_gap.json").read_text()), capsys.readouterr().out
-    assert [row["temperature"] for row in told["dream_returns"]] == [1.0, 1.3]
-    assert len(told["reality"]["returns"]) == 4
-    assert min(told["reality"]["episode_seeds"]) >= 1_900_000
-    assert told["numbers"]["exploited"] == pytest.approx(told["dream_returns"][0]["mean"] / told["reality"]["mean"])
+    assert [one["name"] for one in told["played"]] == [
+        "the agent",
+        *(f"random actions, {n} steps each" for n in (1, 5)),
+    ]
+    for one in told["played"]:
+        assert [dream["temperature"] for dream in one["dreams"]] == [1.0, 1.3]
+        assert len(one["reality"]["returns"]) == 4
+        assert min(one["reality"]["episode_seeds"]) >= 1_900_000
+    agent, *randoms = (one["dreams"][0]["mean"] / one["reality"]["mean"] for one in told["played"])
+    assert told["numbers"]["exploited"] == pytest.approx(agent)
+    assert told["numbers"]["forgiving"] in map(pytest.approx, randoms)
     assert set(told["forecasts"]) == {"world model", "same as now", "linear-Gaussian"}
     for verdict in told["verdicts"]:
         assert verdict["name"].upper() in shown
-    assert "reality took 80 env steps of selection" in shown
+    assert "reality took 240 env steps of selection" in shown
     height, width, _ = cv2.imread(str(run.dynamics / "dream_gap.png")).shape
     assert width > 2 * height
 

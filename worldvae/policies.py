@@ -26,19 +26,28 @@ class BehaviourPolicy(Protocol):
 
 
 class UniformPolicy:
-    """Independent uniform actions."""
+    """Uniform actions, independent of each other; each is held for so many decisions."""
 
-    def __init__(self, space: gymnasium.Space, num_envs: int, seed: int):
+    def __init__(self, space: gymnasium.Space, num_envs: int, seed: int, held: int = 1):
+        if held < 1:
+            raise ValueError(f"an action must be held for >= 1 decisions, got {held}")
         self._low, self._high, self._dtype = _bounds(space)
-        self._num_envs = num_envs
+        self._held, self._decisions = held, np.zeros(num_envs, np.int64)
         self._random = np.random.default_rng(seed)
         self._integers = np.issubdtype(self._dtype, np.integer)
+        self._actions = np.zeros((num_envs, *self._low.shape), self._dtype)
 
     def reset(self, mask: NDArray[np.bool_]) -> None:
-        pass
+        self._decisions[mask] = 0
 
     def act(self, observations: NDArray[Any]) -> NDArray[Any]:
-        size = (self._num_envs, *self._low.shape)
+        over = self._decisions % self._held == 0
+        self._actions[over] = self._drawn()[over]
+        self._decisions += 1
+        return self._actions.copy()
+
+    def _drawn(self) -> NDArray[Any]:
+        size = self._actions.shape
         if self._integers:
             return self._random.integers(self._low, self._high, size, endpoint=True).astype(self._dtype)
         return self._random.uniform(self._low, self._high, size).astype(self._dtype)
