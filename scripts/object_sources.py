@@ -106,7 +106,7 @@ SOURCES = {
         most_steps=200,
         action_repeat=4,
     ),
-    "takecover": Source("TakeCover", "fireball", take_cover, told, episodes=900),
+    "takecover": Source("TakeCover", "fireball", take_cover, told, episodes=1800),
     "dots": Source("MovingDots", "dot", dots, told, episodes=40, most_steps=100),
 }
 
