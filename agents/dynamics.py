@@ -65,6 +65,12 @@ class DynamicsConfig:
     seed: int = 0
     device: str = "auto"
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.fed_back <= 1 and 0 <= self.balance <= 1 and 0 <= self.dropout < 1):
+            raise ValueError(f"fed_back and balance must be in [0, 1], dropout in [0, 1): {self}")
+        if min(self.hidden, self.mixtures, self.batch_size, self.most_steps) < 1:
+            raise ValueError(f"hidden, mixtures, batch_size and most_steps must be >= 1: {self}")
+
 
 def train_dynamics(
     latents: LatentStore,

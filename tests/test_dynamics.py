@@ -316,6 +316,12 @@ def test_codes_are_drawn_anew_in_every_step_and_h_is_hidden_only_while_training(
     assert hidden.mean().item() == pytest.approx(1, abs=0.02)
 
 
+@pytest.mark.parametrize("wrong", [{"fed_back": 1.5}, {"balance": -0.1}, {"dropout": 1.0}, {"most_steps": 0}])
+def test_settings_that_make_no_sense_are_refused_in_words(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* (must be|in \\[0, 1\\))"):
+        DynamicsConfig(**wrong)
+
+
 def test_one_episode_is_too_few_and_it_says_so(tmp_path):
     with pytest.raises(ValueError, match="at least 2"):
         train_dynamics(store_of(tmp_path / "latents", [jumps(5, 0)]), SPACE, CONFIG, tmp_path / "dynamics")
