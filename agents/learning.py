@@ -45,6 +45,8 @@ class LearningConfig:
         batch_size: transitions a gradient step.
         replay_capacity: transitions kept.
         reward_clip, reward_scale: rewards of a decision are clipped, then scaled, for learning only.
+        endless: learn from the task's own ends as from time limits. Where codes do not foretell them (a lap's last
+            tile looks like any other) the fall to nothing there is noise to a critic.
         warm_up: decisions with random actions (each environment) where no rollouts start the replay.
         minutes: stop earlier after so much wall time.
         observation: what the controller sees.
@@ -59,6 +61,7 @@ class LearningConfig:
     replay_capacity: int = 200_000
     reward_clip: tuple[float, float] = (-5.0, 20.0)
     reward_scale: float = 0.1
+    endless: bool = False
     warm_up: int = 100
     minutes: float | None = None
     observation: ObservationConfig = field(default_factory=ObservationConfig)
@@ -178,7 +181,7 @@ class Learner:
                 policy.observations_t[kept],
                 policy.actions_t[kept],
                 self._reward(step.rewards_tp1[kept]),
-                step.terminated[kept],
+                self._ended(step.terminated[kept]),
                 policy.stack.peek(step.observations_tp1)[kept],
             )
             if self.warm_up > 0:
@@ -199,11 +202,15 @@ class Learner:
         kept = episode.visible[1:] | terminated  # a blanked successor says nothing, but an end does
         actions = as_vector(episode.actions, self.space)
         rewards = self._reward(episode.rewards[kept])
-        self.replay.add(seen[:-1][kept], actions[kept], rewards, terminated[kept], seen[1:][kept])
+        self.replay.add(seen[:-1][kept], actions[kept], rewards, self._ended(terminated[kept]), seen[1:][kept])
 
     def _reward(self, rewards: NDArray[Any]) -> NDArray[Any]:
         """What is learned from: clipped and scaled."""
         return np.clip(rewards, *self.config.reward_clip) * self.config.reward_scale
+
+    def _ended(self, terminated: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """After which steps nothing more is to be expected."""
+        return np.zeros_like(terminated) if self.config.endless else terminated
 
     def state_dict(self) -> dict[str, Any]:
         return {

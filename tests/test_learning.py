@@ -10,6 +10,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.agent import Agent, PixelAgent
 from agents.evaluation import evaluate
@@ -144,3 +146,26 @@ def test_a_saved_agent_acts_the_same_and_other_files_are_refused(pipeline, tmp_p
     np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(CheckpointError, match="not of kind frame-vae"):
         FrameVAE.load(tmp_path)
+
+
+class Mortal(gymnasium.Env):
+    """Rewards of 1 until an end that nothing foretells, in a fifth of the steps."""
+
+    observation_space, action_space = Box(-1, 1, (3,), np.float32), Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+
+@pytest.mark.parametrize(("endless", "value"), [(False, 1 / (1 - 0.5 * 0.8)), (True, 1 / (1 - 0.5))])
+def test_values_are_those_of_a_life_that_ends_or_of_one_that_goes_on(tmp_path, endless, value):
+    """The return in closed form: q = 1 + discount * (chance to go on) * q."""
+    env = SyncVectorEnv([Mortal] * 8, autoreset_mode=AutoresetMode.DISABLED)
+    sac = SACConfig(hidden=32, discount=0.5, learning_rate=1e-3, initial_alpha=1e-6, tau=0.05)
+    config = replace(CONFIG, env_steps=2400, warm_up=100, endless=endless, sac=sac)
+    train_agent(env, config, tmp_path, codec_sha256="")
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["q"] == pytest.approx(value, rel=0.05)
