@@ -87,6 +87,11 @@ QUICK = PipelineConfig(
         dynamics=DynamicsConfig(passes=20),
     ),
 )
+CARRACING = replace(
+    QUICK,
+    agent=AgentConfig(learning=LearningConfig(env_steps=240_000, updates=32, endless=True)),
+    evaluate=EvaluateConfig(episodes=100),
+)
 TINY = replace(
     QUICK,
     collect=(
@@ -137,7 +142,7 @@ TAKECOVER = PipelineConfig(
         dynamics=replace(COVER_M, passes=12, learning_rate=1e-3),
     ),
 )
-PRESETS = {"quick": QUICK, "tiny": TINY, "takecover": TAKECOVER}
+PRESETS = {"quick": QUICK, "carracing": CARRACING, "tiny": TINY, "takecover": TAKECOVER}
 
 
 def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineConfig:
@@ -229,7 +234,7 @@ def do(run: RunFolder, stages: Mapping[str, Stage]) -> None:
 
 
 def main(
-    preset: Literal["quick", "tiny", "takecover"] = "quick",
+    preset: Literal["quick", "carracing", "tiny", "takecover"] = "quick",
     out: Path | None = None,
     seed: int = 0,
     backend: Backend = "auto",
@@ -239,8 +244,8 @@ def main(
     """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
 
     Args:
-        preset: quick trains to drive in minutes; takecover to dodge fireballs, inside the dream; tiny only shows
-            that everything runs.
+        preset: quick trains to drive in minutes, carracing for longer and better; takecover to dodge fireballs,
+            inside the dream; tiny only shows that everything runs.
         out: the run's folder, runs/PRESET by default; stages done there are not done again.
         seed: training seed.
         backend: who steps the training environments: auto takes EnvPool where installed.
