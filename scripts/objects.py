@@ -26,7 +26,7 @@ from worldvae.training import VAETrainingConfig, train_vae
 from worldvae.vae import FrameVAE
 
 COLUMNS = 10
-RATE = 1e-3
+RATE = 2e-3
 """A third of the usual one, at which held-out frames stay as bad as they are until it falls (benchmarks/LOG.md)."""
 OBJECTIVES = {
     "published": PUBLISHED,

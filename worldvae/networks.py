@@ -1,13 +1,13 @@
 """The codec's networks: images to Gaussian parameters, codes to images. Knows nothing of files or training.
 
 ``paper`` is World Models' (Ha & Schmidhuber 2018, appendix A.1). ``compact`` spends its arithmetic
-where it is needed: pixels meet it in patches of 4x4, and the decoder's residual blocks work on small maps.
+where it is needed: pixels meet it in patches of 4x4, the decoder's residual blocks work on small maps, and latents
+reach the maps at 1/8 of the size directly too, so that small things need not pass through the coarsest ones.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from worldvae.frames import FrameSpec
 
 WIDTHS = (32, 64, 64)
 """Channels of the compact encoder's maps at 1/4, 1/8 and 1/16 of the frame's size."""
+FINE = 12
+"""Channels of the maps between latents and those at 1/8."""
 
 
 class PaperEncoder(nn.Module):
@@ -69,27 +71,40 @@ class Residual(nn.Module):
         return x + self.conv(nn.functional.silu(x))
 
 
+class MapOf(nn.Linear):
+    """Vectors float [B, Z] -> maps [B, C, H, W], channels last in memory as the convolutions want them."""
+
+    def __init__(self, size: int, channels: int, height: int, width: int):
+        super().__init__(size, height * width * channels)
+        self.shape = (height, width, channels)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z).unflatten(1, self.shape).permute(0, 3, 1, 2)
+
+
 class CompactEncoder(nn.Module):
     """float [B, C, H, W] -> mean and log-variance, each float [B, Z]; H and W are multiples of 16."""
 
     def __init__(self, frame: FrameSpec, latent_size: int):
         super().__init__()
         quarter, eighth, sixteenth = WIDTHS
-        self.convs = nn.Sequential(
+        height, width = frame.height // 16, frame.width // 16
+        self.to_eighth = nn.Sequential(
             nn.Conv2d(frame.channels, quarter, kernel_size=4, stride=4),
             nn.SiLU(),
             nn.Conv2d(quarter, eighth, kernel_size=4, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(eighth, sixteenth, kernel_size=4, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
         )
-        self.posterior = nn.Linear(sixteenth * (frame.height // 16) * (frame.width // 16), 2 * latent_size)
+        self.to_sixteenth = nn.Sequential(nn.Conv2d(eighth, sixteenth, kernel_size=4, stride=2, padding=1), nn.SiLU())
+        self.fine = nn.Conv2d(eighth, FINE, kernel_size=1)
+        self.posterior = nn.Linear(height * width * (sixteenth + 4 * FINE), 2 * latent_size)
         with torch.no_grad():
             self.posterior.weight[latent_size:].mul_(0.1)  # variances near 1 at first, whatever the frame
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mean, logvar = self.posterior(self.convs(images)).chunk(2, dim=-1)
+        eighth = self.to_eighth(images)
+        features = torch.cat([self.to_sixteenth(eighth).flatten(1), self.fine(eighth).flatten(1)], dim=1)
+        mean, logvar = self.posterior(features).chunk(2, dim=-1)
         return mean, logvar
 
 
@@ -100,12 +115,18 @@ class CompactDecoder(nn.Module):
     def __init__(self, frame: FrameSpec, latent_size: int):
         super().__init__()
         quarter, eighth, sixteenth = (48, *WIDTHS[1:])
-        self.map_shape = (frame.height // 16, frame.width // 16, sixteenth)
-        self.project = nn.Linear(latent_size, math.prod(self.map_shape))
-        self.deconvs = nn.Sequential(
+        height, width = frame.height // 16, frame.width // 16
+        self.project = MapOf(latent_size, sixteenth, height, width)
+        self.to_eighth = nn.Sequential(
             Residual(sixteenth),
             nn.SiLU(),
             nn.ConvTranspose2d(sixteenth, eighth, kernel_size=4, stride=2, padding=1),
+        )
+        self.fine = nn.Sequential(
+            MapOf(latent_size, FINE, 2 * height, 2 * width),
+            nn.Conv2d(FINE, eighth, kernel_size=1),
+        )
+        self.to_pixels = nn.Sequential(
             Residual(eighth),
             nn.SiLU(),
             nn.ConvTranspose2d(eighth, quarter, kernel_size=4, stride=2, padding=1),
@@ -115,7 +136,7 @@ class CompactDecoder(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.deconvs(self.project(z).unflatten(1, self.map_shape).permute(0, 3, 1, 2))
+        return self.to_pixels(self.to_eighth(self.project(z)) + self.fine(z))
 
 
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[nn.Module]]] = {

@@ -45,8 +45,7 @@ class VAETrainingConfig:
         objective: what is minimised.
         passes: how often each training frame is seen.
         batch_size: frames a step.
-        optimiser: muon for the weights between the networks' first and last layers and Adam for the others,
-            or adam for all.
+        optimiser: muon for the networks' weights and Adam for what is no matrix, or too broad a one; or adam for all.
         learning_rate: at its highest, after ``warm_up`` steps; it then falls to nothing in a line.
             ``paper`` wants about 1e-3.
         warm_up: steps; at most a fifth of all.
@@ -162,11 +161,10 @@ def some_frames(store: RolloutStore, episodes: Sequence[int], most: int) -> Tens
     return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every] for frames in shown]))
 
 
-def inner_weights(vae: FrameVAE, broadest: int = 256) -> list[torch.nn.Parameter]:
-    """The weights of two or more axes that neither see nor paint pixels and whose shorter side is no longer than that
-    (beyond it, orthogonal steps cost more than gradients)."""
-    encoder, decoder = ([p for p in net.parameters() if p.ndim > 1] for net in (vae.encoder, vae.decoder))
-    return [weight for weight in encoder[1:] + decoder[:-1] if min(weight.flatten(1).shape) <= broadest]
+def matrices(vae: FrameVAE, broadest: int = 256) -> list[torch.nn.Parameter]:
+    """The weights of two or more axes whose shorter side is no longer than that (beyond it, orthogonal steps cost more
+    than gradients)."""
+    return [weight for weight in vae.parameters() if weight.ndim > 1 and min(weight.flatten(1).shape) <= broadest]
 
 
 def looks_back(objective: ObjectiveConfig) -> bool:
@@ -200,12 +198,12 @@ class VAELearner:
         self.background: Tensor | None = None  # float [1, C, H, W]: what differs from it counts more
         on_gpu = self.device.type == "cuda"  # there a graph must find the rate in memory
         highest = torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate
-        inner = inner_weights(self.vae) if config.optimiser == "muon" else []
-        others = [p for p in self.vae.parameters() if not any(p is weight for weight in inner)]
+        weights = matrices(self.vae) if config.optimiser == "muon" else []
+        others = [p for p in self.vae.parameters() if not any(p is weight for weight in weights)]
         others += [self.log_sigma] if config.objective.sigma == "learned" else []
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
         adam = torch.optim.Adam(others, highest, betas=(0.9, 0.95), fused=True, capturable=on_gpu)
-        self.optimisers = [adam, *([Muon(inner, highest)] if inner else [])]
+        self.optimisers = [adam, *([Muon(weights, highest)] if weights else [])]
         rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in self.optimisers]
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
