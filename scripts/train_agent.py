@@ -21,6 +21,7 @@ class AgentConfig:
     """Where to learn, and how.
 
     Attributes:
+        env: learn in this environment instead of the rollouts' own: the same task with other rewards, say.
         backend: auto takes EnvPool where it is installed and knows the id, else processes.
         num_envs: environments stepped together.
         patience: an episode is cut, as by a time limit, after so many env steps without a positive
@@ -30,6 +31,7 @@ class AgentConfig:
         learning: how the agent plays and learns.
     """
 
+    env: str | None = None
     backend: Backend = "auto"
     num_envs: int = 16
     patience: int | None = 120
@@ -39,13 +41,13 @@ class AgentConfig:
 
 
 def train(run: RunFolder, config: AgentConfig) -> Agent:
-    """Trains the agent in the rollouts' environment, seen through the run's codec."""
+    """Trains the agent in the rollouts' environment (or ``config.env``), seen through the run's codec."""
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     latents = LatentStore(run.latents) if config.from_rollouts else None
     if latents is not None:
         latents.check_codec(vae)
     env = make_vector_env(
-        store.manifest["env_id"],
+        config.env or store.manifest["env_id"],
         config.num_envs,
         backend=config.backend,
         seed=first_seed(config.learning.seed),
