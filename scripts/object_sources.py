@@ -39,7 +39,7 @@ class Source:
     make: Callable[[], gymnasium.Env]
     locate: Callable[[gymnasium.Env, dict[str, Any]], Any]
     episodes: int
-    passes: float = 8.0
+    passes: float = 4.0
     most_steps: int = 1000
     action_repeat: int = 1
     player: Callable[[gymnasium.Env], Any] | None = None

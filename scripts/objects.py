@@ -27,7 +27,7 @@ from worldvae.vae import FrameVAE
 
 COLUMNS = 10
 RATE = 2e-3
-"""A third of the usual one, at which held-out frames stay as bad as they are until it falls (benchmarks/LOG.md)."""
+"""Two thirds of the usual one: over so many steps frames come out a little better (benchmarks/LOG.md)."""
 OBJECTIVES = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,

@@ -23,7 +23,8 @@ RADIUS = 2.0
 class Detector(nn.Module):
     """float [B, C, H, W] in [0, 1] -> logits [B, H, W] of an object's middle being in that pixel; H and W even.
 
-    It sees some 14 x 14 pixels: enough to know a ball, too little to guess where one would be.
+    It sees some 34 x 34 pixels: enough to know a near fireball by its outline, which a codec keeps, and not by its
+    texture alone, which a codec smooths.
     """
 
     threshold: Tensor
@@ -34,7 +35,9 @@ class Detector(nn.Module):
             nn.PixelUnshuffle(2),
             nn.Conv2d(4 * channels, width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            nn.Conv2d(width, width, 3, padding=2, dilation=2),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=4, dilation=4),
             nn.SiLU(),
             last := nn.Conv2d(width, 4, 3, padding=1),
             nn.PixelShuffle(2),
