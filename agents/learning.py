@@ -15,8 +15,10 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
+from torch import Tensor
 
 from agents.agent import Agent, AgentSpec
+from agents.imagination import Imagination, ImaginationConfig
 from agents.observations import (
     LatentStack,
     ObservationConfig,
@@ -28,7 +30,7 @@ from agents.observations import (
 )
 from agents.replay import Replay, TransitionBatch
 from agents.sac import SAC, SACConfig
-from agents.world_model import WorldModel
+from agents.world_model import State, WorldModel
 from worldvae.devices import pick_device
 from worldvae.fit import FitConfig, Metrics, fit
 from worldvae.latents import LatentEpisode, LatentStore
@@ -50,6 +52,7 @@ class LearningConfig:
         warm_up: decisions with random actions (each environment) where no rollouts start the replay.
         minutes: stop earlier after so much wall time.
         observation: what the controller sees.
+        imagination: how much of what it learns from is dreamt.
         sac: the learner's settings.
         seed: of weights, noise and episodes.
         device: cpu, cuda, or auto.
@@ -65,6 +68,7 @@ class LearningConfig:
     warm_up: int = 100
     minutes: float | None = None
     observation: ObservationConfig = field(default_factory=ObservationConfig)
+    imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
     sac: SACConfig = field(default_factory=SACConfig)
     seed: int = 0
     device: str = "auto"
@@ -156,6 +160,9 @@ class Learner:
         )
         self.sac = SAC(size, actions, isinstance(self.space, Discrete), config.sac, config.seed, self.device)
         self.replay = Replay(config.replay_capacity, size, actions, self.device)
+        self.imagination: Imagination | None = None  # what it has dreamt is not kept when learning is interrupted
+        if config.imagination.share:
+            self.imagination = Imagination(memory, config.observation, config.imagination, config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.env_steps = 0
         self.episodes = 0
@@ -187,13 +194,35 @@ class Learner:
             if self.warm_up > 0:
                 self.warm_up -= 1
                 continue
+            self._imagine(
+                torch.from_numpy(step.observations_tp1), policy.stack.state, torch.from_numpy(kept & ~step.done)
+            )
             for _ in range(self.config.updates):
-                yield self.replay.sample(self.config.batch_size, self.generator)
+                yield self._batch()
 
     def observe(self) -> Metrics:
         """Env steps and episodes so far, and the mean return of the last 30 (while exploring)."""
         played: Metrics = {"env_steps": self.env_steps, "episodes": self.episodes}
         return {**played, "return": float(np.mean(self.returns))} if self.returns else played
+
+    def _imagine(self, z_tp1: Tensor, state: State | None, alive: Tensor) -> None:
+        """Dreams a little from where the environments are, and have been, where they are still alive (bool [N])."""
+        if self.imagination is None or state is None:
+            return
+        h, c = (part[alive.to(part.device)] for part in state)
+        self.imagination.live(z_tp1[alive], (h, c))
+        for step in self.imagination.dream(lambda seen: self.sac.act(seen, explore=True)):
+            seen_t, actions_t, rewards, terminated, seen_tp1 = (x.cpu().numpy() for x in vars(step).values())
+            self.imagination.dreamt.add(seen_t, actions_t, self._reward(rewards), self._ended(terminated), seen_tp1)
+
+    def _batch(self) -> TransitionBatch:
+        """Real transitions and, where the agent imagines, its share of dreamt ones."""
+        size = self.config.batch_size
+        if self.imagination is None:
+            return self.replay.sample(size, self.generator)
+        dreamt = round(size * self.config.imagination.share)
+        real = self.replay.sample(size - dreamt, self.generator)
+        return real.with_more(self.imagination.dreamt.sample(dreamt, self.generator))
 
     def _remember_episode(self, episode: LatentEpisode) -> None:
         seen = observations_of(episode, self.config.observation, self.space, self.memory)

@@ -14,7 +14,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
-from agents.world_model import WorldModel, WorldModelConfig
+from agents.world_model import State, WorldModel, WorldModelConfig
 from worldvae.latents import LatentEpisode
 
 
@@ -137,6 +137,11 @@ class LatentStack:
         if self._memory is not None and self._state is not None:
             z_t, a_t = (torch.from_numpy(x).to(self._memory.device) for x in (self._latents[:, -1], self._action))
             self._state = self._memory.advance(z_t, a_t, self._state)
+
+    @property
+    def state(self) -> State | None:
+        """The memory's h and c after the last action, each float32 [N, H]; None without one."""
+        return self._state
 
     def peek(self, z_tp1: NDArray[np.float32]) -> NDArray[np.float32]:
         """The observation [N, O] that z_tp1 would make, without taking it in."""

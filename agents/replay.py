@@ -28,6 +28,12 @@ class TransitionBatch:
     continues: Tensor
     observations_tp1: Tensor
 
+    def with_more(self, other: TransitionBatch) -> TransitionBatch:
+        """These transitions, and after them the other's."""
+        return TransitionBatch(
+            *(torch.cat(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True))
+        )
+
 
 class Replay:
     """The last ``capacity`` transitions, sampled uniformly with replacement.
