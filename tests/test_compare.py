@@ -231,7 +231,7 @@ def test_a_gan_learns_to_make_what_it_is_shown():
     vae = FrameVAE(FrameVAEConfig(FrameSpec(16, 16, 1), 4))
     vae.start_from_colour(torch.tensor([frames.mean() / 255], dtype=torch.float32))
     learner = AdversarialLearner(vae, AdversarialConfig(average=0.9), seed=0)
-    for _ in range(200):
+    for _ in range(500):
         learner.step(torch.from_numpy(frames))
     made = learner.finish().sample(64) / 255
     assert made.mean() == pytest.approx(frames.mean() / 255, abs=0.03)
