@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import ObservationConfig
-from agents.replay import Replay
+from agents.replay import Replay, TransitionBatch
 from agents.world_model import State, WorldModel
 
 
@@ -39,17 +39,6 @@ class ImaginationConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1 or min(self.dreams, self.steps, self.moments, self.capacity) < 1:
             raise ValueError(f"share must be in [0, 1), the other numbers >= 1: {self}")
-
-
-@dataclass(frozen=True)
-class Dreamt:
-    """One step of N dreams: observations z + h float32 [N, Z + H], actions [N, A], rewards and ends [N]."""
-
-    observations_t: Tensor
-    actions_t: Tensor
-    rewards_tp1: Tensor
-    terminated: Tensor
-    observations_tp1: Tensor
 
 
 class Imagination:
@@ -86,7 +75,7 @@ class Imagination:
             kept[rows] = now.to(kept.device)
         self._lived += len(z_t)
 
-    def dream(self, act: Callable[[Tensor], Tensor]) -> Iterator[Dreamt]:
+    def dream(self, act: Callable[[Tensor], Tensor]) -> Iterator[TransitionBatch]:
         """Short dreams from moments lived through, each step [N, ..] of those that are not over yet.
 
         Args:
@@ -101,8 +90,9 @@ class Imagination:
             observations_t = dream.seen(remembers=True)
             actions_t = act(observations_t)
             rewards_tp1, terminated, _ = dream.step(actions_t)
-            yield Dreamt(observations_t, actions_t, rewards_tp1, terminated, dream.seen(remembers=True))
-            dream.keep((~terminated).nonzero()[:, 0])
+            continues = (~terminated).float()
+            yield TransitionBatch(observations_t, actions_t, rewards_tp1, continues, dream.seen(remembers=True))
+            dream.keep(continues.nonzero()[:, 0])
             if not len(dream):
                 return
 

@@ -15,7 +15,6 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.agent import Agent, AgentSpec
 from agents.imagination import Imagination, ImaginationConfig
@@ -194,9 +193,7 @@ class Learner:
             if self.warm_up > 0:
                 self.warm_up -= 1
                 continue
-            self._imagine(
-                torch.from_numpy(step.observations_tp1), policy.stack.state, torch.from_numpy(kept & ~step.done)
-            )
+            self._imagine(step.observations_tp1, policy.stack.state, kept & ~step.done)
             for _ in range(self.config.updates):
                 yield self._batch()
 
@@ -205,15 +202,16 @@ class Learner:
         played: Metrics = {"env_steps": self.env_steps, "episodes": self.episodes}
         return {**played, "return": float(np.mean(self.returns))} if self.returns else played
 
-    def _imagine(self, z_tp1: Tensor, state: State | None, alive: Tensor) -> None:
+    def _imagine(self, z_tp1: NDArray[np.float32], state: State | None, alive: NDArray[np.bool_]) -> None:
         """Dreams a little from where the environments are, and have been, where they are still alive (bool [N])."""
         if self.imagination is None or state is None:
             return
-        h, c = (part[alive.to(part.device)] for part in state)
-        self.imagination.live(z_tp1[alive], (h, c))
+        h, c = (part[torch.from_numpy(alive).to(part.device)] for part in state)
+        self.imagination.live(torch.from_numpy(z_tp1[alive]), (h, c))
         for step in self.imagination.dream(lambda seen: self.sac.act(seen, explore=True)):
-            seen_t, actions_t, rewards, terminated, seen_tp1 = (x.cpu().numpy() for x in vars(step).values())
-            self.imagination.dreamt.add(seen_t, actions_t, self._reward(rewards), self._ended(terminated), seen_tp1)
+            seen_t, actions_t, rewards, continues, seen_tp1 = (x.cpu().numpy() for x in vars(step).values())
+            ended = self._ended(continues == 0)
+            self.imagination.dreamt.add(seen_t, actions_t, self._reward(rewards), ended, seen_tp1)
 
     def _batch(self) -> TransitionBatch:
         """Real transitions and, where the agent imagines, its share of dreamt ones."""

@@ -26,19 +26,18 @@ class Thorough(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env):
         super().__init__(env)
-        self._foremost = self._judged = 0
+        self._foremost = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._foremost = self._judged = 0
+        self._foremost = 0
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         visited = np.array([tile.road_visited for tile in self.unwrapped.road])  # type: ignore[attr-defined]
+        judged = max(0, self._foremost - BEHIND)
         self._foremost += int(np.flatnonzero(visited[self._foremost :][:LEAP])[-1:].sum())
-        until = max(self._judged, self._foremost - BEHIND)
-        missed = int((~visited[self._judged : until]).sum())
-        self._judged = until
+        missed = int((~visited[judged : max(0, self._foremost - BEHIND)]).sum())
         return observation, float(reward) - MISSED * missed, terminated, truncated, info
 
 

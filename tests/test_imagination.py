@@ -53,8 +53,9 @@ def test_a_dream_that_is_over_does_not_go_on(model):
     imagination.live(*lived(20))
     steps = list(imagination.dream(lambda seen: seen[:, :1].tanh()))
     for step, following in itertools.pairwise(steps):
-        assert 0 < step.terminated.sum() < len(step.terminated)
-        torch.testing.assert_close(following.observations_t, step.observations_tp1[~step.terminated])
+        terminated = step.continues == 0
+        assert 0 < terminated.sum() < len(terminated)
+        torch.testing.assert_close(following.observations_t, step.observations_tp1[~terminated])
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,4 @@ def test_all_matrices_but_the_broadest():
     paper = FrameVAE(FrameVAEConfig(architecture="paper"))
     assert not any(weight is paper.decoder.net.deconvs[0].weight for weight in matrices(paper))
     assert any(weight is paper.decoder.net.deconvs[2].weight for weight in matrices(paper))
+    assert max(min(weight.flatten(1).shape) for weight in matrices(paper)) <= 256
