@@ -12,12 +12,14 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from agents.replay import TransitionBatch
+from worldvae.devices import CapturedStep
 from worldvae.fit import load_optimiser
 
 QFunction = Callable[[Tensor, Tensor], Tensor]
@@ -88,12 +90,10 @@ class GaussianActor(nn.Module):
             return torch.tanh(mean)
         return torch.tanh(mean + log_sd.exp() * _normal(mean, generator))
 
-    def soft_value(
-        self, observations: Tensor, q: QFunction, alpha: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """E[q - alpha log pi] by one reparametrised sample, and the entropy, each [B]."""
+    def soft_value(self, observations: Tensor, q: QFunction, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """E[q - alpha log pi] by one reparametrised sample of standard normal noise [B, A], and the entropy, each
+        [B]."""
         mean, log_sd = self(observations)
-        noise = _normal(mean, generator)
         before = mean + log_sd.exp() * noise
         log_normal = -0.5 * noise.square() - log_sd - 0.5 * math.log(2 * math.pi)
         # log(1 - tanh(x)^2) without overflow
@@ -121,10 +121,8 @@ class CategoricalActor(nn.Module):
             choice = torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(-1)
         return nn.functional.one_hot(choice, log_p.shape[-1]).float()
 
-    def soft_value(
-        self, observations: Tensor, q: QFunction, alpha: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """As ``GaussianActor.soft_value``, but the exact expectation over the choices."""
+    def soft_value(self, observations: Tensor, q: QFunction, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``GaussianActor.soft_value``, but the exact expectation over the choices: it needs no noise."""
         log_p = self(observations)
         p = log_p.exp()
         entropy = -(p * log_p).sum(-1)
@@ -160,8 +158,11 @@ class SAC:
         default = 0.3 * math.log(action_size) if discrete else -float(action_size)
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
         groups = ([*self.actor.parameters(), self.log_alpha], self.critics.parameters())
-        self.optimisers = [torch.optim.Adam(g, config.learning_rate, fused=True) for g in groups]
+        on_gpu = device.type == "cuda"
+        adam = partial(torch.optim.Adam, lr=config.learning_rate, fused=True, capturable=on_gpu)
+        self.optimisers = [adam(group) for group in groups]
         self.generator = torch.Generator(device).manual_seed(seed)
+        self._learn = CapturedStep(self._gradient_step, device)
 
     @torch.no_grad()
     def act(self, observations: Tensor, explore: bool) -> Tensor:
@@ -170,27 +171,33 @@ class SAC:
 
     def step(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Critics, then actor and temperature, then targets; returns what to watch."""
+        noise = [_normal(batch.actions_t, self.generator) for _ in range(2)]
+        told = self._learn(*vars(batch).values(), *noise)
+        self.steps += 1
+        averaging = max(self.config.averaging, 10 / (10 + self.steps))  # the first steps are soon forgotten
+        _follow(self.averaged, self.actor, averaging)
+        return told
+
+    def _gradient_step(self, *parts: Tensor) -> dict[str, Tensor]:
+        """On a batch's columns and the noise of both draws of actions, each [B, A]."""
+        *columns, noise_tp1, noise_t = parts
+        batch = TransitionBatch(*columns)
         actor_optimiser, critic_optimiser = self.optimisers
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
             value_tp1, _ = self.actor.soft_value(
-                batch.observations_tp1, self._smallest(self.target_critics), alpha, self.generator
+                batch.observations_tp1, self._smallest(self.target_critics), alpha, noise_tp1
             )
             target = batch.rewards_tp1 + self.config.discount * batch.continues * value_tp1
         q = self._q_taken(batch)
         critic_loss = (q - target).square().mean(1).sum()
         _descend(critic_optimiser, critic_loss)
 
-        value, entropy = self.actor.soft_value(
-            batch.observations_t, self._smallest(self.critics), alpha, self.generator
-        )
+        value, entropy = self.actor.soft_value(batch.observations_t, self._smallest(self.critics), alpha, noise_t)
         entropy = entropy.detach().mean()
         _descend(actor_optimiser, self.log_alpha * (entropy - self.target_entropy) - value.mean())
 
-        self.steps += 1
-        averaging = max(self.config.averaging, 10 / (10 + self.steps))  # the first steps are soon forgotten
         _follow(self.target_critics, self.critics, self.config.tau)
-        _follow(self.averaged, self.actor, averaging)
         return {"critic_loss": critic_loss.detach(), "q": q.detach().mean(), "entropy": entropy, "alpha": alpha}
 
     def _smallest(self, critics: Ensemble) -> QFunction:
@@ -225,6 +232,7 @@ class SAC:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             load_optimiser(optimiser, saved)
         self.generator.set_state(state["generator"])
+        self._learn = CapturedStep(self._gradient_step, self.device)  # what was captured learns into the old moments
 
 
 def perceptron(size_in: int, hidden: int, size_out: int) -> nn.Sequential:

@@ -23,7 +23,7 @@ from worldvae.checkpoint import write_record
 from worldvae.devices import CapturedStep, autocast, pick_device, precision
 from worldvae.frames import to_unit
 from worldvae.objective import negative_elbo
-from worldvae.training import VAELearner
+from worldvae.training import VAELearner, VAETrainingConfig
 from worldvae.vae import Architecture, FrameVAE, FrameVAEConfig
 
 
@@ -88,14 +88,16 @@ class Loop:
 
 @dataclass(frozen=True)
 class Setting:
-    """How much is measured: batch sizes, timed steps, frames there are, and frames encoded at once."""
+    """How much is measured: batch sizes, timed steps, frames there are, frames encoded at once, and whether with a
+    compiler too."""
 
-    batches: tuple[int, ...] = (128, 1024, 4096)
+    batches: tuple[int, ...] = (32, 1024)
     steps: int = 50
     rounds: int = 5
     frames: int = 65_536
     encode: tuple[int, ...] = (1, 256, 4096, 65_536)
     sizes: tuple[int, ...] = (2048, 4096, 8192)
+    compile: bool = True
 
 
 TINY = Setting(batches=(4,), steps=1, rounds=1, frames=8, encode=(1, 4), sizes=(64,))
@@ -128,11 +130,18 @@ def training(architecture: Architecture, frames: Tensor, device: torch.device, s
     for batch in setting.batches:
         floor = training_roofline(FrameVAE(FrameVAEConfig(architecture=architecture)), batch, limit)
         work: list[tuple[str, Callable[[], Callable[[], Any]]]] = [
-            (name, partial(Loop, on, architecture, frames, batch, device)) for name, on in Switches.ladder()
+            (name, partial(Loop, on, architecture, frames, batch, device))
+            for name, on in Switches.ladder()
+            if setting.compile or not on.compiled
         ]
-        for compiled in (False, True):
-            name = "the project's learner" + (", compiled" if compiled else "")
-            work.append((name, partial(_learner_step, architecture, frames, batch, device, compiled)))
+        base = replace(QUICK.vae, device=str(device), batch_size=batch, optimiser="adam")
+        for name, config in (
+            ("the project's learner", base),
+            ("the project's learner, Muon", replace(base, optimiser="muon")),
+            ("the project's learner, compiled", replace(base, compile=True)),
+        ):
+            if setting.compile or not config.compile:
+                work.append((name, partial(_learner_step, config, architecture, frames)))
         for name, make in work:
             peak_memory_mib(device)
             rate = frames_per_second(make(), batch, setting, device)
@@ -143,15 +152,13 @@ def training(architecture: Architecture, frames: Tensor, device: torch.device, s
     return rows
 
 
-def _learner_step(
-    architecture: Architecture, frames: Tensor, batch: int, device: torch.device, compiled: bool
-) -> Callable[[], Any]:
-    config = replace(QUICK.vae, device=str(device), batch_size=batch, compile=compiled)
+def _learner_step(config: VAETrainingConfig, architecture: Architecture, frames: Tensor) -> Callable[[], Any]:
     learner = VAELearner(config, FrameVAEConfig(architecture=architecture), steps=10**6)
-    resident = frames.to(device)
+    resident = frames.to(learner.device)
 
     def step() -> None:
-        learner.step(resident.index_select(0, torch.randint(len(resident), (batch,), device=device)))
+        rows = torch.randint(len(resident), (config.batch_size,), device=learner.device)
+        learner.step(resident.index_select(0, rows))
 
     return step
 
@@ -176,6 +183,8 @@ def encoding(architecture: Architecture, frames: Tensor, device: torch.device, s
         some = resident[:batch]
         floor = encoding_roofline(vae, batch, limit)
         for name, work in (("encode", vae.encode), ("+ bf16", in_bf16), ("+ compiled", all_on)):
+            if name == "+ compiled" and not setting.compile:
+                continue
             rate = batch / median_seconds(partial(work, some), setting.rounds * 4, device)
             rows.append({"name": name, "batch": batch, "frames_per_second": rate, "of_roofline": rate * floor / batch})
             print(f"{architecture} {name}, {batch} frames: {rate:,.0f} frames/s, {rows[-1]['of_roofline']:.1%}")
@@ -216,6 +225,7 @@ def _loss_and_gradient(vae: FrameVAE, images: Tensor, noise: Tensor, cast: torch
 def main(
     device: str = "cuda",
     tiny: bool = False,
+    compile: bool = True,
     architectures: tuple[Architecture, ...] = ("compact", "paper"),
     out: Path = Path("benchmarks/gpu.json"),
 ) -> None:
@@ -224,8 +234,9 @@ def main(
     Args:
         tiny: a few frames and steps, to see that everything runs.
         device: cuda, or cpu to try the script.
+        compile: with torch.compile too, which takes minutes.
     """
-    where, setting = pick_device(device), TINY if tiny else Setting()
+    where, setting = pick_device(device), replace(TINY if tiny else Setting(), compile=compile)
     limit = limits(where, precision(where), setting.sizes)
     frames = torch.randint(0, 256, (setting.frames, 64, 64, 3), dtype=torch.uint8)
     told: dict[str, Any] = {"limits": {**asdict(limit), "dtype": str(limit.dtype)}}

@@ -12,6 +12,8 @@ from agents.agent import Agent, AgentSpec
 from agents.dream import Dream, DreamConfig, Starts
 from agents.dream_play import DreamPlayer
 from agents.play import Play
+from agents.replay import TransitionBatch
+from agents.sac import SAC, SACConfig
 from tests.deadly import CERTAIN, FIRST_SEEN, SPACE, deadly, starts
 from tests.dots import record_dots
 from tests.test_training import OBJECTIVES
@@ -78,6 +80,31 @@ def test_a_step_never_waits_for_the_host():
             trained.step(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("discrete", [False, True])
+def test_an_agents_captured_updates_are_its_eager_ones_and_go_on_after_a_checkpoint(discrete):
+    size, actions = 6, 3
+    sacs = [SAC(size, actions, discrete, SACConfig(hidden=32), 0, CUDA) for _ in range(3)]
+    captured, eager, resumed = sacs
+    eager._learn = eager._gradient_step
+    random = torch.Generator(CUDA).manual_seed(0)
+
+    def batch() -> TransitionBatch:
+        seen, seen_tp1 = torch.randn(2, 16, size, device=CUDA, generator=random)
+        chosen = torch.rand(16, actions, device=CUDA, generator=random)
+        taken = torch.nn.functional.one_hot(chosen.argmax(1), actions).float() if discrete else 2 * chosen - 1
+        return TransitionBatch(seen, taken, seen[:, 0], (seen[:, 1] > -1).float(), seen_tp1)
+
+    for i in range(20):
+        if i == 10:
+            resumed.load_state_dict(captured.state_dict())
+        learned_from = batch()
+        for sac in sacs[: 2 if i < 10 else 3]:
+            sac.step(learned_from)
+    for sac in (eager, resumed):
+        for one, other in zip(captured.averaged.parameters(), sac.averaged.parameters(), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 def test_batches_are_the_cpus_and_lie_on_the_gpu(tmp_path):

@@ -24,8 +24,7 @@ def test_the_squashed_normals_entropy_term_is_torchs_log_density():
         seen.append(actions)
         return torch.zeros(len(actions), 1)
 
-    # torch.randn has no double stream of its own here: the actor's noise is float32
-    _, entropy = actor.soft_value(observations, q, alpha, torch.Generator().manual_seed(0))
+    _, entropy = actor.soft_value(observations, q, alpha, torch.randn(7, 3).double())
     mean, log_sd = actor(observations)
     law = Independent(TransformedDistribution(Normal(mean, log_sd.exp()), TanhTransform(cache_size=0)), 1)
     torch.testing.assert_close(-entropy, law.log_prob(seen[0]), rtol=1e-4, atol=1e-4)
@@ -34,7 +33,7 @@ def test_the_squashed_normals_entropy_term_is_torchs_log_density():
 def test_the_discrete_soft_value_is_the_exact_expectation():
     actor, observations = CategoricalActor(5, 4, 16), torch.randn(7, 5)
     choices, alpha = torch.randn(7, 4), torch.tensor(0.3)
-    value, entropy = actor.soft_value(observations, lambda *_: choices, alpha, torch.Generator())
+    value, entropy = actor.soft_value(observations, lambda *_: choices, alpha, torch.empty(0))
     law = Categorical(logits=actor(observations))
     torch.testing.assert_close(entropy, law.entropy())
     torch.testing.assert_close(value, (law.probs * choices).sum(1) + 0.3 * law.entropy())
@@ -115,7 +114,7 @@ def test_each_part_moves_along_the_gradient_of_its_own_loss_alone(discrete):
         def q(_, a):
             return critics(observations if discrete else torch.cat([observations, a], 1)).amin(0)
 
-        return before.actor.soft_value(observations, q, alpha, noise)
+        return before.actor.soft_value(observations, q, alpha, torch.randn(8, 2, generator=noise))
 
     target = (batch.rewards_tp1 + 0.98 * batch.continues * value(before.critics, three)[0]).detach()
     losses = sum((q - target).square().mean() for q in before._q_taken(batch))
