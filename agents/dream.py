@@ -70,11 +70,11 @@ def real_starts(
     if context < 0:
         raise ValueError(f"context must be >= 0, got {context}")
     generator = torch.Generator(episodes.device).manual_seed(seed)
-    rows = episodes.windows(context + 1) if context else torch.from_numpy(episodes.first_rows)[:, None]
+    first = torch.from_numpy(episodes.first_rows).to(episodes.device)
+    rows = episodes.windows(context + 1) if context else first[:, None]
     if not len(rows):
         raise ValueError(f"no episode has {context} steps: choose a shorter context, or collect longer episodes")
-    chosen = torch.randperm(len(rows), generator=generator, device=rows.device)[:most]
-    rows = rows[chosen].to(episodes.device)
+    rows = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]
     z = draw(DiagonalGaussian(episodes.codes.mean[rows], episodes.codes.logvar[rows]), generator)
     if context:
         _, state = model.remember(z[:, :-1], episodes.actions[rows[:, :-1]])

@@ -168,7 +168,8 @@ class WorldModel(nn.Module):
         seen = [z_t, a_t]
         if self.config.restart:
             seen.append(functional.pad(blank(c)[:, None], (0, 0, 0, z_t.shape[1] - 1)))
-        h_tp1, (h, c) = self.lstm(torch.cat(seen, -1), (h[None], c[None]))
+        with torch.autocast("cuda", enabled=False):  # there cuDNN's LSTM would be float16, whatever was asked for
+            h_tp1, (h, c) = self.lstm(torch.cat(seen, -1), (h[None], c[None]))
         return h_tp1, (h[0].float(), c[0].float())
 
     def predict(self, h_tp1: Tensor) -> Prediction:

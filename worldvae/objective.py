@@ -94,8 +94,8 @@ MOVING = replace(CALIBRATED, weighting="motion")
 
 def gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:
     """-log N(images | reconstruction, sigma^2) of each pixel, in nats: float [B, C, H, W]."""
-    constant = torch.as_tensor(sigma, device=images.device).log() + 0.5 * math.log(2 * math.pi)
-    return (reconstruction - images).square() / (2 * sigma**2) + constant
+    log_sigma = sigma.log() if isinstance(sigma, Tensor) else math.log(sigma)
+    return (reconstruction - images).square() / (2 * sigma**2) + log_sigma + 0.5 * math.log(2 * math.pi)
 
 
 def discretised_gaussian_nll(reconstruction: Tensor, images: Tensor, sigma: Tensor | float) -> Tensor:
