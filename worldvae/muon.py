@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -28,33 +30,47 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            momentum = group["momentum"]
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                state["momentum"].lerp_(weight.grad, 1 - momentum)
-                direction = weight.grad.lerp(state["momentum"], momentum).flatten(1)
-                step = orthogonal(direction) * (0.2 * max(direction.shape) ** 0.5)
-                weight.sub_(step.view(weight.shape) * group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            gradients = [weight.grad for weight in weights]
+            momenta = [self._momentum(weight) for weight in weights]
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            directions = [x.flatten(1) for x in torch._foreach_lerp(gradients, momenta, group["momentum"])]
+            for weight, step in zip(weights, orthogonal(directions), strict=True):
+                weight.sub_(step.view(weight.shape) * (group["lr"] * 0.2 * max(step.shape) ** 0.5))
+
+    def _momentum(self, weight: Tensor) -> Tensor:
+        state = self.state[weight]
+        if not state:
+            state["momentum"] = torch.zeros_like(weight)
+        return state["momentum"]
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """Nearly the closest (semi-)orthogonal matrix [N, M]: the same singular vectors, values of about 1.
+def orthogonal(matrices: Sequence[Tensor], rounds: int = 5) -> list[Tensor]:
+    """Nearly the closest (semi-)orthogonal matrices to these [N, M]: the same singular vectors, values of about 1.
 
-    The rounds work on the product of the shorter side with itself, and meet the long side once.
+    The rounds work on the product of the shorter side with itself, all of one size at once, and meet the long side
+    once.
     """
-    tall = len(matrix) > matrix.shape[1]
-    x = matrix.mT if tall else matrix
-    x = x / (x.norm() + 1e-7)
+    wide = [x.mT if len(x) > x.shape[1] else x for x in matrices]
+    wide = [x / (x.norm() + 1e-7) for x in wide]
+    made = list(wide)
+    for size in {len(x) for x in wide}:
+        alike = [i for i, x in enumerate(wide) if len(x) == size]
+        whole = _newton_schulz(torch.stack([wide[i] @ wide[i].mT for i in alike]), rounds)
+        for i, turn in zip(alike, whole, strict=True):
+            made[i] = turn @ wide[i]
+    return [x.mT if len(like) > like.shape[1] else x for x, like in zip(made, matrices, strict=True)]
+
+
+def _newton_schulz(square: Tensor, rounds: int) -> Tensor:
+    """What makes each x [S, M] orthogonal, from x x' [B, S, S]."""
     a, b, c = NEWTON_SCHULZ
-    identity = torch.eye(len(x), dtype=x.dtype, device=x.device)
-    square, whole = x @ x.mT, identity
+    identity = torch.eye(square.shape[1], dtype=square.dtype, device=square.device)
+    whole = identity
     for _ in range(rounds):
-        turn = a * identity + torch.addmm(b * square, square, square, alpha=c)
+        turn = a * identity + torch.baddbmm(b * square, square, square, alpha=c)
         whole = turn @ whole
         square = turn @ square @ turn
-    x = whole @ x
-    return x.mT if tall else x
+    return whole
