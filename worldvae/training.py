@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldvae.augmentation import PATCHES, covered, patch_size, shaded
 from worldvae.batches import frame_batches
 from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pick_device
 from worldvae.distributed import ALONE, World
@@ -51,6 +52,8 @@ class VAETrainingConfig:
         warm_up: steps; at most a fifth of all.
         colour_jitter: sd of a random gain and shift per frame and channel on the encoder's input;
             the target stays as it was, so codes learn to ignore shades (another renderer's, say).
+        covers: share of the two random rectangles, each of one colour, that hide something on the encoder's input;
+            the target stays as it was, so codes learn to do without.
         held_out: share of the episodes kept for measuring.
         seed: of weights, order, noise and split.
         device: cpu, cuda, or auto.
@@ -68,6 +71,7 @@ class VAETrainingConfig:
     learning_rate: float = 3e-3
     warm_up: int = 100
     colour_jitter: float = 0.02
+    covers: float = 0.0
     held_out: float = 0.1
     seed: int = 0
     device: str = "auto"
@@ -178,12 +182,6 @@ def rising_then_falling(step: int, steps: int, warm_up: int) -> float:
     return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def shaded(images: Tensor, shades: Tensor) -> Tensor:
-    """images float [B, C, H, W] with a gain and a shift of each channel, shades float [2, B, C, 1, 1]."""
-    gain, shift = shades
-    return torch.addcmul(images + shift, images, gain).clamp_(0, 1)
-
-
 class VAELearner:
     """The VAE, its optimiser and its noise: all that training changes."""
 
@@ -227,23 +225,31 @@ class VAELearner:
         objective = self.config.objective
         noise = self._normal(count, self.vae.latent_size) * (0.0 if objective.autoencoder else 1.0)
         shades = self.config.colour_jitter * self._normal(2, count, channels, 1, 1)
+        size = (count, PATCHES, patch_size(channels)) if self.config.covers else (count, 0)
+        patches = torch.rand(size, generator=self.generator, device=self.device)
         pressure = kl_pressure(objective, self.schedules[0].last_epoch)
         if pressure != self._pressure[0]:
             self._pressure = pressure, torch.tensor(pressure, device=self.device)
-        parts = self._learn(part(frames), part(noise), part(shades, 1), self._pressure[1])
+        parts = self._learn(part(frames), part(noise), part(shades, 1), part(patches), self._pressure[1])
         for schedule in self.schedules:
             schedule.step()
         return self.world.mean(parts)
 
-    def _gradient_step(self, frames: Tensor, noise: Tensor, shades: Tensor, pressure: Tensor) -> dict[str, Tensor]:
+    def _gradient_step(
+        self, frames: Tensor, noise: Tensor, shades: Tensor, patches: Tensor, pressure: Tensor
+    ) -> dict[str, Tensor]:
         objective, before, past = self.config.objective, None, None
+
+        def disturbed(images: Tensor) -> Tensor:
+            return covered(shaded(images, shades), patches, self.config.covers)
+
         if looks_back(objective):
             frames, before = frames[:, 0], to_unit(frames[:, 1])
         images = to_unit(frames)
         with autocast(self.device):
-            reconstruction, posterior = self._network(shaded(images, shades), noise)
+            reconstruction, posterior = self._network(disturbed(images), noise)
             if before is not None and objective.correlation:
-                past = self.vae.posterior(shaded(before, shades))
+                past = self.vae.posterior(disturbed(before))
         weights = self._weights(reconstruction, images, before)
         sigma = self._sigma(reconstruction, images, weights)
         z = posterior.rsample(noise)
