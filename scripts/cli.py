@@ -23,6 +23,8 @@ Flat = Annotated[Config, tyro.conf.arg(name="")]
 """A dataclass whose fields are flags of their own."""
 Run = Annotated[Path, tyro.conf.Positional]
 """The run's folder, the first word on the command line."""
+OptionalRun = Annotated[Path | None, tyro.conf.Positional]
+"""The same where there may be none."""
 
 
 def _json_object(text: str) -> dict[str, Any]:

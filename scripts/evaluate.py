@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from worldvae.policies import UniformPolicy
 from worldvae.record import record
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
+
+PRETRAINED = Path(__file__).parent.parent / "agents" / "pretrained"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
         "commit": commit(),
         "machine": machine(),
     }
-    if config.policy == "random":
+    if config.policy == "random" or len(store) == 0:  # without its rollouts nobody knows what it has cost
         return report
     vae, agent = read_json(run.vae / "config.json"), read_json(_learned(run, config) / "config.json")
     learned = agent["training"]
@@ -136,9 +139,26 @@ def _random_policy(env: Any) -> UniformPolicy:
     return UniformPolicy(env.single_action_space, env.num_envs, seed=0)
 
 
-def main(run: cli.Run, config: cli.Flat[EvaluateConfig] = EvaluateConfig()) -> None:
-    """Score RUN's agent, evolved controller or the random policy on test seeds into RUN/evaluation.json."""
-    score(RunFolder(run), config)
+def unpacked(name: str) -> RunFolder:
+    """A run whose codec and agent came with this repository, in runs/pretrained."""
+    run = Path("runs") / "pretrained" / name
+    shutil.copytree(PRETRAINED / name, run, dirs_exist_ok=True)
+    return RunFolder(run)
+
+
+def main(
+    run: cli.OptionalRun = None,
+    pretrained: Literal["carracing"] | None = None,
+    config: cli.Flat[EvaluateConfig] = EvaluateConfig(),
+) -> None:
+    """Score RUN's agent, evolved controller or the random policy on test seeds into RUN/evaluation.json.
+
+    Args:
+        pretrained: instead of RUN, a codec and an agent that came with this repository.
+    """
+    if (run is None) == (pretrained is None):
+        raise ValueError("whom to judge? name a run's folder, or --pretrained carracing")
+    score(unpacked(pretrained) if pretrained else RunFolder(run or ""), config)
 
 
 if __name__ == "__main__":
