@@ -89,7 +89,12 @@ QUICK = PipelineConfig(
 )
 CARRACING = replace(
     QUICK,
-    agent=AgentConfig(learning=LearningConfig(env_steps=240_000, updates=32, endless=True)),
+    collect=(replace(DRIVING, episodes=152, backend="async"),),  # half as many env steps want no faster backend
+    agent=AgentConfig(
+        env="agents.thorough:ThoroughCarRacing-v0",
+        patience=400,  # time to find back to the road
+        learning=LearningConfig(env_steps=130_000, updates=32, reward_clip=(-10.0, 20.0), endless=True),
+    ),
     evaluate=EvaluateConfig(episodes=100),
 )
 TINY = replace(
