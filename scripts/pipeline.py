@@ -139,7 +139,7 @@ TAKECOVER = PipelineConfig(
         context=16,  # short dreams from anywhere in real play: what M forgives shows up in long ones
         dream=DreamConfig(temperature=1.0, most_steps=48),
         select_episodes=32,
-        learning=ActorCriticConfig(dreams=512, iterations=240, selections=6),
+        learning=ActorCriticConfig(dreams=512, iterations=600, selections=10),
     ),
     evaluate=EvaluateConfig(episodes=100, workers=2),
     again=Again(
