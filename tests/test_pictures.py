@@ -97,7 +97,7 @@ def test_a_png_keeps_its_colours(tmp_path, frames):
 def test_films_in_both_formats_show_every_frame(tmp_path):
     smooth = np.stack([np.full((64, 64, 3), 20 * t, np.uint8) for t in range(12)])
     images = side_by_side([smooth, smooth])
-    webm, gif = save_film(tmp_path / "film", images, fps=12.5)
+    webm, gif = save_film(tmp_path / "a new folder" / "film", images, fps=12.5)
     capture = cv2.VideoCapture(str(webm))
     shown = []
     while (read := capture.read())[0]:

@@ -155,10 +155,11 @@ def side_by_side(columns: Sequence[Frames], scale: int = 4) -> list[Frames]:
 
 
 def save_film(path: Path, images: Sequence[Frames], fps: float) -> list[Path]:
-    """Writes T images uint8 [h, w, 3] as ``path``.webm (VP9) and ``path``.gif.
+    """Writes T images uint8 [h, w, 3] as ``path``.webm (VP9) and ``path``.gif, into a folder that is made for them.
 
     Raises CheckpointError where this OpenCV cannot encode one of them.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = (side - side % 2 for side in images[0].shape[:2])  # VP9 wants even sides
     bgr = [cv2.cvtColor(image[:height, :width], cv2.COLOR_RGB2BGR) for image in images]
     webm, gif = path.with_suffix(".webm"), path.with_suffix(".gif")
