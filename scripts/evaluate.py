@@ -156,9 +156,12 @@ def main(
     Args:
         pretrained: instead of RUN, a codec and an agent that came with this repository.
     """
-    if (run is None) == (pretrained is None):
-        raise ValueError("whom to judge? name a run's folder, or --pretrained carracing")
-    score(unpacked(pretrained) if pretrained else RunFolder(run or ""), config)
+    if run is not None and pretrained is None:
+        score(RunFolder(run), config)
+    elif pretrained is not None and run is None:
+        score(unpacked(pretrained), config)
+    else:
+        raise ValueError("whom to judge? name a run's folder, or --pretrained carracing, and not both")
 
 
 if __name__ == "__main__":

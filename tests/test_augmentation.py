@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from worldvae.augmentation import HALF_WIDTH, PATCHES, covered, patch_size, shaded
+from worldvae.training import VAETrainingConfig
 
 
 def images(seed: int = 0) -> torch.Tensor:
@@ -46,3 +48,9 @@ def test_no_share_and_no_patches_hide_nothing():
     seen = images()
     assert torch.equal(covered(seen, patches(), share=0.0), seen)
     assert torch.equal(covered(seen, torch.rand(8, 0), share=1.0), seen)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="covers is a share"):
+        VAETrainingConfig(covers=share)

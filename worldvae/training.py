@@ -78,6 +78,10 @@ class VAETrainingConfig:
     budget_gib: float = 4.0
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.covers <= 1:
+            raise ValueError(f"covers is a share, in [0, 1]: {self.covers}")
+
 
 def train_vae(
     store: RolloutStore,
