@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -78,16 +79,24 @@ def test_a_bandits_value_and_best_action_are_found(discrete):
         assert best.item() == pytest.approx(0.5, abs=0.1)
 
 
-def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
-    """A state that follows itself with reward 1: its value is 1 / (1 - discount), or 1 if it ends."""
-    config = SACConfig(hidden=32, learning_rate=3e-3, discount=0.5, tau=0.1, initial_alpha=1e-6)
-    for continues, value in ((1.0, 2.0), (0.0, 1.0)):
-        sac = SAC(1, 1, False, config, 0, CPU)
-        for _ in range(500):
-            actions = torch.rand(64, 1) * 2 - 1
-            ones = torch.ones(64, 1)
-            metrics = sac.step(TransitionBatch(ones, actions, ones[:, 0], continues * ones[:, 0], ones))
-        assert metrics["q"].item() == pytest.approx(value, abs=0.15)
+@pytest.mark.parametrize(
+    ("reward", "progress", "continues", "value"),
+    [
+        (1.0, 0.0, 1.0, 2.0),  # r / (1 - discount)
+        (1.0, 0.0, 0.0, 1.0),
+        (1.0, math.log(2), 1.0, 4 / 3),  # r / (1 - discount exp(-progress |r|))
+        (-1.0, math.log(2), 1.0, -4 / 3),
+        (0.0, math.log(2), 1.0, 0.0),
+    ],
+)
+def test_a_time_limit_is_bootstrapped_an_end_is_not_and_progress_discounts(reward, progress, continues, value):
+    """A state that follows itself: its value is a geometric sum, or the reward alone if it ends."""
+    config = SACConfig(hidden=32, learning_rate=3e-3, discount=0.5, progress=progress, tau=0.1, initial_alpha=1e-6)
+    sac, ones = SAC(1, 1, False, config, 0, CPU), torch.ones(64, 1)
+    for _ in range(500):
+        actions = torch.rand(64, 1) * 2 - 1
+        metrics = sac.step(TransitionBatch(ones, actions, reward * ones[:, 0], continues * ones[:, 0], ones))
+    assert metrics["q"].item() == pytest.approx(value, abs=0.1)
 
 
 def test_the_temperature_steers_the_entropy_to_its_target():
