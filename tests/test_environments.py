@@ -294,6 +294,28 @@ def test_car_racing_gives_pixels_and_counts_repeated_steps_up_to_its_end(backend
 
 
 @box2d
+@pytest.mark.parametrize("env_id", ["CarRacing-v3", "agents.shifted:CarRacingColours-v0"])
+def test_car_racing_is_the_same_whether_it_draws_every_step_or_those_that_are_seen(env_id: str) -> None:
+    pytest.importorskip("Box2D")
+    env = make_vector_env(env_id, 1, backend="sync", action_repeat=4, max_episode_steps=50)
+    plain = gymnasium.make(env_id, max_episode_steps=50)
+    actions = np.random.default_rng(0).uniform([-1, 0, 0], [1, 1, 0.2], (13, 3)).astype(np.float32)
+    np.testing.assert_array_equal(env.reset(seed=[7])[0][0], plain.reset(seed=7)[0])
+    for action in actions:  # the last one is cut after two of its four steps
+        total, cut = 0.0, False
+        for _ in range(4):
+            if not cut:
+                frame, reward, _, cut, _ = plain.step(action)
+                total += float(reward)
+        observations, rewards, _, truncated, _ = env.step(action[None])
+        np.testing.assert_array_equal(observations[0], frame)
+        assert (rewards[0], truncated[0]) == (total, cut)
+    assert cut
+    env.close()
+    plain.close()
+
+
+@box2d
 @pytest.mark.parametrize("backend", ["sync", "envpool"])
 def test_car_racing_restarts_where_the_mask_says(backend: Any) -> None:
     env = car_racing(backend, max_episode_steps=4)
