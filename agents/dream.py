@@ -70,8 +70,10 @@ def real_starts(
     if context < 0:
         raise ValueError(f"context must be >= 0, got {context}")
     generator = torch.Generator(episodes.device).manual_seed(seed)
-    first = torch.from_numpy(episodes.first_rows).to(episodes.device)
-    rows = episodes.windows(context + 1) if context else first[:, None]
+    if context:
+        rows = episodes.windows(context + 1)
+    else:
+        rows = torch.from_numpy(episodes.first_rows)[:, None].to(episodes.device)
     if not len(rows):
         raise ValueError(f"no episode has {context} steps: choose a shorter context, or collect longer episodes")
     rows = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]

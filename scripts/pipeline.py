@@ -13,6 +13,7 @@ from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
 from agents.report import write_report
+from agents.sac import SACConfig
 from agents.world_model import WorldModel
 from scripts import cli
 from scripts.collect import CollectConfig, collect
@@ -87,15 +88,29 @@ QUICK = PipelineConfig(
         dynamics=DynamicsConfig(passes=20),
     ),
 )
-CARRACING = replace(
-    QUICK,
-    collect=(replace(DRIVING, episodes=152, backend="async"),),  # half as many env steps want no faster backend
+WHOLE = replace(DRIVING, backend="async", frame=FrameSpec())  # the dashboard tells the speed
+CARRACING = PipelineConfig(
+    collect=(replace(WHOLE, episodes=152),),
+    vae=VAETrainingConfig(objective=FINE, passes=6),
+    dynamics=DynamicsConfig(),
     agent=AgentConfig(
         env="agents.thorough:ThoroughCarRacing-v0",
+        backend="async",
         patience=400,  # time to find back to the road
-        learning=LearningConfig(env_steps=130_000, updates=32, reward_clip=(-10.0, 20.0), endless=True),
+        learning=LearningConfig(
+            env_steps=240_000,
+            updates=32,
+            reward_clip=(-10.0, 20.0),
+            endless=True,
+            sac=SACConfig(discount=0.995, progress=0.05),  # haste is worth the time it saves, and no more
+        ),
     ),
     evaluate=EvaluateConfig(episodes=100),
+    again=Again(
+        collect=replace(WHOLE, episodes=16, max_episode_steps=None, patience=None, first_seed=5000),
+        vae=VAETrainingConfig(objective=FINE, passes=2),
+        dynamics=DynamicsConfig(passes=20),
+    ),
 )
 TINY = replace(
     QUICK,
