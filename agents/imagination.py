@@ -55,9 +55,9 @@ class Imagination:
     ):
         if memory is None or memory.reward is None:
             raise ValueError("to learn from short dreams the agent needs --memory trained, of an M with a reward head")
-        if observation.stack != 1 or observation.last_action:
+        if observation != ObservationConfig(stack=1, last_action=False):
             raise ValueError(
-                f"dreams know z and h alone: set observation.stack to 1 and last_action to false, not {observation}"
+                f"dreams know z and h alone: set observation.stack to 1, last_action to false and no traces, not {observation}"
             )
         self.config, hidden, size = config, memory.config.hidden, config.moments
         at = memory.device

@@ -1,4 +1,4 @@
-"""What a controller sees: z, stacked z, or z + h, the world model's memory of what came before.
+"""What a controller sees: z, stacked z, traces of z, or z + h, the world model's memory of what came before.
 
 Knows nothing of pixels, learning or environments' backends.
 """
@@ -25,22 +25,28 @@ class ObservationConfig:
     Attributes:
         stack: how many frames' latents (velocity is invisible in one).
         last_action: append the action that led here (one-hot where discrete).
+        traces: append averages of all latents so far, each weighing the one before this share of its successor: 0.98
+            remembers some 50 decisions, a turn the wrong way, say (memory traces: Eberhard et al. 2025).
     """
 
     stack: int = 4
     last_action: bool = True
+    traces: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "traces", tuple(self.traces))  # a list, where read from JSON
         if self.stack < 1:
             raise ValueError(f"stack must be >= 1, got {self.stack}")
+        if not all(0 < decay < 1 for decay in self.traces):
+            raise ValueError(f"traces must lie between 0 and 1, got {self.traces}")
 
 
 def observation_size(
     config: ObservationConfig, latent_size: int, space: gymnasium.Space, memory: WorldModelConfig | None = None
 ) -> int:
-    """How many numbers a controller sees: stacked latents, the last action, h."""
+    """How many numbers a controller sees: stacked latents, their traces, the last action, h."""
     actions = action_size(space) if config.last_action else 0
-    return config.stack * latent_size + actions + (memory.hidden if memory else 0)
+    return (config.stack + len(config.traces)) * latent_size + actions + (memory.hidden if memory else 0)
 
 
 def action_size(space: gymnasium.Space) -> int:
@@ -96,9 +102,9 @@ def _choices(space: gymnasium.Space) -> tuple[list[int], NDArray[Any]]:
 
 
 class LatentStack:
-    """The last ``stack`` latents, the last action and the memory h of N environments.
+    """The last ``stack`` latents, their traces, the last action and the memory h of N environments.
 
-    An episode's first latent fills the whole stack, its action before is zero, and h_0 = 0.
+    An episode's first latent fills the whole stack and all traces, its action before is zero, and h_0 = 0.
     """
 
     def __init__(
@@ -111,6 +117,8 @@ class LatentStack:
     ):
         self._config = config
         self._latents = np.zeros((num_envs, config.stack, latent_size), np.float32)
+        self._decays = np.array(config.traces, np.float32)[:, None]
+        self._traces = np.zeros((num_envs, len(config.traces), latent_size), np.float32)
         self._action = np.zeros((num_envs, actions), np.float32)
         self._started = np.ones(num_envs, bool)
         self._memory = memory
@@ -122,14 +130,15 @@ class LatentStack:
 
     def push(self, z_t: NDArray[np.float32]) -> NDArray[np.float32]:
         """Takes in z_t [N, Z]; returns the observation float32 [N, O]."""
-        filled = np.repeat(z_t[:, None], self._config.stack, axis=1)
-        self._latents = np.where(self._started[:, None, None], filled, self._with(z_t))
+        started, alone = self._started[:, None, None], z_t[:, None]
+        self._latents = np.where(started, alone, self._with(z_t))
+        self._traces = np.where(started, alone, self._traced(z_t))
         self._action[self._started] = 0
         if self._state is not None:
             for part in self._state:
                 part[torch.from_numpy(self._started)] = 0
         self._started[:] = False
-        return self._observation(self._latents)
+        return self._observation(self._latents, self._traces)
 
     def acted(self, action_vectors: NDArray[np.float32]) -> None:
         """Remembers the actions [N, A] just taken."""
@@ -145,13 +154,16 @@ class LatentStack:
 
     def peek(self, z_tp1: NDArray[np.float32]) -> NDArray[np.float32]:
         """The observation [N, O] that z_tp1 would make, without taking it in."""
-        return self._observation(self._with(z_tp1))
+        return self._observation(self._with(z_tp1), self._traced(z_tp1))
 
     def _with(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([self._latents[:, 1:], z[:, None]], axis=1)
 
-    def _observation(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
-        parts = [latents.reshape(len(latents), -1)]
+    def _traced(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        return z[:, None] + self._decays * (self._traces - z[:, None])
+
+    def _observation(self, latents: NDArray[np.float32], traces: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = [latents.reshape(len(latents), -1), traces.reshape(len(traces), -1)]
         parts += [self._action] if self._config.last_action else []
         parts += [self._state[0].cpu().numpy()] if self._state is not None else []
         return np.concatenate(parts, axis=1)

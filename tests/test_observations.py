@@ -57,6 +57,25 @@ def test_peeking_shows_the_next_observation_and_changes_nothing():
     np.testing.assert_array_equal(stack.push(following), peeked)
 
 
+def test_traces_are_weighted_sums_of_all_latents_of_the_episode():
+    """Written out: the first latent has its weight and all of what would have been before it."""
+    random, decay = np.random.default_rng(2), 0.8
+    config = ObservationConfig(stack=1, last_action=False, traces=(decay, 0.5))
+    stack = LatentStack(config, 1, 3, 1)
+    assert observation_size(config, 3, BOX) == 9
+    for length in (4, 6):  # the second episode remembers nothing of the first
+        stack.reset(np.array([True]))
+        z = random.standard_normal((length, 3)).astype(np.float32)
+        for t in range(length):
+            weights = (1 - decay) * decay ** np.arange(t, -1, -1)
+            weights[0] = decay**t
+            peeked = stack.peek(z[t][None]) if t else None
+            seen = stack.push(z[t][None])
+            np.testing.assert_allclose(seen[0, 3:6], weights @ z[: t + 1], atol=1e-6)
+            if peeked is not None:
+                np.testing.assert_array_equal(seen, peeked)
+
+
 def test_a_recorded_episode_is_seen_as_it_was_played():
     random = np.random.default_rng(1)
     mean = random.standard_normal((5, 2)).astype(np.float32)
