@@ -57,7 +57,8 @@ class Imagination:
             raise ValueError("to learn from short dreams the agent needs --memory trained, of an M with a reward head")
         if observation != ObservationConfig(stack=1, last_action=False):
             raise ValueError(
-                f"dreams know z and h alone: set observation.stack to 1, last_action to false and no traces, not {observation}"
+                "dreams know z and h alone: set observation.stack to 1, last_action to false and no traces, not "
+                f"{observation}"
             )
         self.config, hidden, size = config, memory.config.hidden, config.moments
         at = memory.device
