@@ -30,7 +30,7 @@ class CollectConfig:
     Attributes:
         env: any Gymnasium id with image observations, or that renders rgb_array.
         episodes: how many are listed, under first_seed, first_seed + 1, ...
-        backend: auto takes EnvPool where it is installed and knows the id, else processes.
+        backend: auto takes EnvPool where it is installed and has images of the id, else processes.
         num_envs: environments stepped together.
         action_repeat: env steps that each action lasts.
         max_episode_steps: truncate earlier than the id's own limit.

@@ -18,7 +18,7 @@ from scripts import cli
 from scripts.dreaming import dreaming
 from scripts.run_folder import RunFolder
 from scripts.train_dynamics import Memory, memory_of
-from worldvae.environments import envpool_knows
+from worldvae.environments import envpool_shows
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
 
@@ -28,7 +28,7 @@ class EvolveConfig:
     """Where to evolve, what to remember, and how.
 
     Attributes:
-        backend: auto takes EnvPool where it is installed and knows the id, else Gymnasium's
+        backend: auto takes EnvPool where it is installed and has images of the id, else Gymnasium's
             environments, each worker's in its own process.
         memory: whose h the controller sees beside z: nobody's, an untrained world model's, or the
             one in RUN/dynamics.
@@ -84,7 +84,7 @@ def latent_envs(
     """The rollouts' environment, as workers make it."""
     env_id, key, env_kwargs = store.manifest["env_id"], store.frame_spec.key, store.manifest["env_kwargs"]
     if backend == "auto":
-        backend = "envpool" if key is None and not env_kwargs and envpool_knows(env_id) else "sync"
+        backend = "envpool" if key is None and not env_kwargs and envpool_shows(env_id) else "sync"
     return LatentEnvs(
         codec=run.vae,
         env_id=env_id,

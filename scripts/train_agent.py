@@ -22,7 +22,7 @@ class AgentConfig:
 
     Attributes:
         env: learn in this environment instead of the rollouts' own: the same task with other rewards, say.
-        backend: auto takes EnvPool where it is installed and knows the id, else processes.
+        backend: auto takes EnvPool where it is installed and has images of the id, else processes.
         num_envs: environments stepped together.
         patience: an episode is cut, as by a time limit, after so many env steps without a positive
             reward (training only); None leaves episodes whole.

@@ -361,6 +361,16 @@ def test_envpool_is_seeded_at_construction() -> None:
     assert not np.array_equal(first(0), first(1_000))
 
 
+def test_where_envpool_has_no_images_the_rendered_ones_are_taken() -> None:
+    """EnvPool knows Pendulum-v1 too, but gives three numbers there."""
+    pytest.importorskip("envpool")
+    pytest.importorskip("pygame")
+    env = make_vector_env("Pendulum-v1", 1, backend="auto")
+    assert is_image(env.single_observation_space)
+    assert env.reset(seed=[0])[0].std() > 1
+    env.close()
+
+
 def test_an_id_that_envpool_does_not_know_names_the_other_backends() -> None:
     pytest.importorskip("envpool")
     with pytest.raises(UnknownEnvironment, match="'async' or 'sync'"):

@@ -50,7 +50,7 @@ def make_vector_env(
     Args:
         env_id: any Gymnasium id whose observations are images, hold one under ``key``, or that
             renders ``rgb_array`` (then the rendered picture is the observation).
-        backend: ``auto`` takes EnvPool where it is installed and knows the id, else processes.
+        backend: ``auto`` takes EnvPool where it is installed and has images of the id, else processes.
         seed: EnvPool seeds at construction; the Gymnasium backends are seeded by ``reset``.
         action_repeat: each action is played so many env steps, its rewards summed.
         max_episode_steps: truncates after so many steps of the id's own environment (which may
@@ -67,7 +67,7 @@ def make_vector_env(
         raise ValueError(f"num_envs and action_repeat must be >= 1, got {num_envs}, {action_repeat}")
     kwargs = dict(env_kwargs or {})
     if backend == "auto":
-        backend = "envpool" if key is None and not kwargs and envpool_knows(env_id) else "async"
+        backend = "envpool" if key is None and not kwargs and envpool_shows(env_id) else "async"
     if backend == "envpool":
         return EnvPoolVectorEnv(env_id, num_envs, seed, action_repeat, max_episode_steps, kwargs)
 
@@ -221,9 +221,8 @@ class EnvPoolVectorEnv(VectorEnv):
             except Exception as error:
                 raise UnknownEnvironment(f"EnvPool cannot make {env_id!r}: {in_words(error)}") from error
             pixels, actions = pool.observation_space, pool.action_space
-        self.channels_first = len(pixels.shape) == 3 and pixels.shape[-1] not in (1, 3)
-        shape = (*pixels.shape[1:], pixels.shape[0]) if self.channels_first else pixels.shape
-        self.single_observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.single_observation_space = _channels_last(pixels)
+        self.channels_first = self.single_observation_space.shape != pixels.shape
         if not is_image(self.single_observation_space):
             raise UnknownEnvironment(f"EnvPool's {env_id} gives no images: {pixels}")
         if isinstance(actions, gymnasium.spaces.Box):
@@ -237,7 +236,7 @@ class EnvPoolVectorEnv(VectorEnv):
         self._pool = pool
         self._repeat = action_repeat
         self._hidden_repeat = int(getattr(pool.spec.config, "frame_skip", 1))
-        self._pixels: NDArray[np.uint8] = np.zeros((num_envs, *shape), np.uint8)
+        self._pixels: NDArray[np.uint8] = np.zeros((num_envs, *self.single_observation_space.shape), np.uint8)
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -301,9 +300,22 @@ class CutWithoutReward(VectorWrapper):
         return observations, rewards, terminated, truncated, info
 
 
-def envpool_knows(env_id: str) -> bool:
+def envpool_shows(env_id: str) -> bool:
+    """Whether EnvPool is installed, knows the id, and gives images there."""
     if importlib.util.find_spec("envpool") is None:
         return False
     import envpool
 
-    return env_id in envpool.list_all_envs()
+    if env_id not in envpool.list_all_envs():
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Gymnasium warns of float64 bounds in EnvPool's spaces
+        space = envpool.make_spec(env_id).gymnasium_observation_space
+    return isinstance(space, gymnasium.spaces.Box) and is_image(_channels_last(space))
+
+
+def _channels_last(space: gymnasium.spaces.Box) -> gymnasium.spaces.Box:
+    """EnvPool's images, [C, H, W] or [H, W, C], as [H, W, C]."""
+    if len(space.shape) != 3 or space.shape[-1] in (1, 3):
+        return space
+    return gymnasium.spaces.Box(0, 255, (*space.shape[1:], space.shape[0]), space.dtype.type)
