@@ -31,6 +31,7 @@ from agents.replay import Replay, TransitionBatch
 from agents.sac import SAC, SACConfig
 from agents.world_model import State, WorldModel
 from worldvae.devices import pick_device
+from worldvae.environments import hidden_repeat
 from worldvae.fit import FitConfig, Metrics, fit
 from worldvae.latents import LatentEpisode, LatentStore
 from worldvae.record import interact
@@ -98,11 +99,12 @@ def train_agent(
     """
     folder = Path(folder)
     learner = Learner(env, config, rollouts, memory)
-    learning_steps = config.env_steps // (env.num_envs * action_repeat) - learner.warm_up
+    repeat = action_repeat * hidden_repeat(env)
+    learning_steps = config.env_steps // (env.num_envs * repeat) - learner.warm_up
     if learning_steps < 1:
         raise ValueError(
             f"{config.env_steps} env steps are over before learning begins ({learner.warm_up} warm-up decisions of "
-            f"{action_repeat} env steps in {env.num_envs} environments): play more"
+            f"{repeat} env steps in {env.num_envs} environments): play more"
         )
     steps = learning_steps * config.updates
     every = max(1, min(1000, steps // 20))

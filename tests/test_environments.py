@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pixel_env import SIZE, DotEnv
-from worldvae.environments import CutWithoutReward, UnknownEnvironment, is_image, make_vector_env
+from worldvae.environments import CutWithoutReward, UnknownEnvironment, hidden_repeat, is_image, make_vector_env
 
 box2d = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 """Importing Box2D warns, and turned into an error inside its C code that warning ends the process."""
@@ -130,6 +130,7 @@ def test_a_repeated_action_sums_its_rewards_and_stops_at_the_end(
 def test_a_repeat_that_the_emulator_hides_costs_its_steps_too() -> None:
     for given_kwargs, hidden in (({}, 4), ({"frameskip": 3}, 3), ({"frameskip": 1}, 1)):
         env = sync("tests/SkippingDot-v0", action_repeat=2, env_kwargs=given_kwargs)
+        assert hidden_repeat(env) == hidden
         env.reset(seed=[0, 1])
         assert env.step(still(env))[4]["env_steps"].tolist() == [2 * hidden] * 2
 

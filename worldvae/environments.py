@@ -77,10 +77,12 @@ def make_vector_env(
         env = make_pixel_env(env_id, key, max_episode_steps, kwargs)
         return Witness(ActionRepeat(env, action_repeat), env_id)
 
-    make_one().close()  # an unknown id is told here, in a sentence, not inside a worker
+    one = make_one()  # an unknown id is told here, in a sentence, not inside a worker
+    spec = EnvSpec(env_id.split(":")[-1], kwargs=one.spec.kwargs if one.spec else kwargs)
+    one.close()
     vector_env = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
     try:
-        return Telling(vector_env([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED), env_id)
+        return Telling(vector_env([make_one] * num_envs, autoreset_mode=AutoresetMode.DISABLED), spec)
     except (EOFError, ConnectionError) as error:
         raise UnknownEnvironment(f"{env_id} cannot be made {num_envs} times: {WORKER_DIED}") from error
 
@@ -180,8 +182,8 @@ def _undrawn(game: Any) -> Iterator[None]:
         del game._render
 
 
-def hidden_repeat(env: gymnasium.Env) -> int:
-    """Emulator frames per ``step`` that the environment itself hides (4 for ALE/Pong-v5)."""
+def hidden_repeat(env: gymnasium.Env | VectorEnv) -> int:
+    """Emulator frames per ``step`` that the environment, or each of these, itself hides (4 for ALE/Pong-v5)."""
     kwargs = env.spec.kwargs if env.spec is not None else {}
     repeat = kwargs.get("frameskip", kwargs.get("frame_skip", 1))
     return int(max(repeat)) if isinstance(repeat, tuple | list) else int(repeat)

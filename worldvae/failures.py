@@ -62,9 +62,9 @@ class Witness(gymnasium.Wrapper):
 class Telling(VectorWrapper):
     """Raises what a ``Witness`` saw as ``EnvironmentFailed``, its traceback as a note."""
 
-    def __init__(self, env: VectorEnv, env_id: str):
+    def __init__(self, env: VectorEnv, spec: EnvSpec):
         super().__init__(env)
-        env.spec = EnvSpec(env_id.split(":")[-1])  # Gymnasium leaves it out
+        env.spec = spec  # Gymnasium leaves it out
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         return self._told(self.env.reset(seed=seed, options=options))
