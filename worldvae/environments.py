@@ -78,7 +78,7 @@ def make_vector_env(
         return Witness(ActionRepeat(env, action_repeat), env_id)
 
     one = make_one()  # an unknown id is told here, in a sentence, not inside a worker
-    spec = EnvSpec(env_id.split(":")[-1], kwargs=one.spec.kwargs if one.spec else kwargs)
+    spec = one.spec
     one.close()
     vector_env = SyncVectorEnv if backend == "sync" else AsyncVectorEnv
     try:
@@ -234,10 +234,10 @@ class EnvPoolVectorEnv(VectorEnv):
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(actions, num_envs)
-        self.spec = EnvSpec(env_id)
+        self.spec = EnvSpec(env_id, kwargs={"frame_skip": getattr(pool.spec.config, "frame_skip", 1)})
         self._pool = pool
         self._repeat = action_repeat
-        self._hidden_repeat = int(getattr(pool.spec.config, "frame_skip", 1))
+        self._hidden_repeat = hidden_repeat(self)
         self._pixels: NDArray[np.uint8] = np.zeros((num_envs, *self.single_observation_space.shape), np.uint8)
 
     def reset(

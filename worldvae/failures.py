@@ -62,7 +62,7 @@ class Witness(gymnasium.Wrapper):
 class Telling(VectorWrapper):
     """Raises what a ``Witness`` saw as ``EnvironmentFailed``, its traceback as a note."""
 
-    def __init__(self, env: VectorEnv, spec: EnvSpec):
+    def __init__(self, env: VectorEnv, spec: EnvSpec | None):
         super().__init__(env)
         env.spec = spec  # Gymnasium leaves it out
 
