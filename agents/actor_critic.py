@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from agents.agent import Agent
 from agents.dream import Dream, DreamConfig, Starts
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE
 from agents.sac import perceptron
 from agents.world_model import WorldModel
 from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
@@ -137,7 +137,7 @@ class ActorCritic:
 
     def __init__(self, agent: Agent, dream: Dream, config: ActorCriticConfig, select: Select | None = None):
         space = agent.spec.action_space
-        if agent.spec.observation != ObservationConfig(stack=1, last_action=False):
+        if agent.spec.observation != Z_ALONE:
             raise ValueError("in the dream an actor sees z and h: stack 1, and no last action")
         if not isinstance(space, Box | Discrete):
             raise ValueError(f"an actor-critic plays Box and Discrete action spaces, not {space}")

@@ -13,7 +13,7 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.controller import Controller
 from agents.dream import Dream, DreamConfig, Starts
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE
 from agents.play import Play, Played, controller_of
 from agents.world_model import WorldModel
 
@@ -27,7 +27,7 @@ class DreamPlayer:
     CHECK_EVERY = 16
 
     def __init__(self, agent: Agent, model: WorldModel, starts: Starts, config: DreamConfig):
-        if agent.spec.observation != ObservationConfig(stack=1, last_action=False):
+        if agent.spec.observation != Z_ALONE:
             raise ValueError("in the dream a controller sees z and h: stack 1, and no last action")
         self.controller: Controller = controller_of(agent)
         self.remembers = agent.spec.memory is not None

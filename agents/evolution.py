@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,7 +22,7 @@ from torch import Tensor
 from agents.agent import Agent
 from agents.evaluation import SELECTION_SEEDS, TEST_SEEDS
 from agents.learning import first_seed
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE, ObservationConfig
 from agents.play import MakeEnv, Play, Played, Player, controller_of
 from agents.workers import Workers
 from worldvae.checkpoint import load_tree, save_tree
@@ -65,7 +65,7 @@ class EvolutionConfig:
     candidates_at_once: int = 8
     workers: int = 2
     timeout: float = 900.0
-    observation: ObservationConfig = field(default_factory=lambda: ObservationConfig(stack=1, last_action=False))
+    observation: ObservationConfig = Z_ALONE
     seed: int = 0
 
     def __post_init__(self) -> None:

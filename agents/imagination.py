@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from agents.dream import Dream, DreamConfig, Starts
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE, ObservationConfig
 from agents.replay import Replay, TransitionBatch
 from agents.world_model import State, WorldModel
 
@@ -55,7 +55,7 @@ class Imagination:
     ):
         if memory is None or memory.reward is None:
             raise ValueError("to learn from short dreams the agent needs --memory trained, of an M with a reward head")
-        if observation != ObservationConfig(stack=1, last_action=False):
+        if observation != Z_ALONE:
             raise ValueError(
                 "dreams know z and h alone: set observation.stack to 1, last_action to false and no traces, not "
                 f"{observation}"

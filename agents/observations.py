@@ -41,6 +41,10 @@ class ObservationConfig:
             raise ValueError(f"traces must lie between 0 and 1, got {self.traces}")
 
 
+Z_ALONE = ObservationConfig(stack=1, last_action=False)
+"""The newest code and, where there is a memory, its h: all there is in a dream."""
+
+
 def observation_size(
     config: ObservationConfig, latent_size: int, space: gymnasium.Space, memory: WorldModelConfig | None = None
 ) -> int:

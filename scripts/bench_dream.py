@@ -16,7 +16,7 @@ from gymnasium.spaces import Box
 from agents.agent import Agent, AgentSpec
 from agents.dream import DreamConfig, Starts
 from agents.dream_play import DreamPlayer
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE
 from agents.play import controller_of
 from agents.world_model import WorldModel, WorldModelConfig
 from scripts import cli
@@ -43,9 +43,7 @@ def stepping(config: WorldModelConfig, dreams: int, device: torch.device) -> Any
     model = WorldModel(config).eval().to(device)
     starts = Starts(torch.randn(256, config.latent_size, device=device), model.start(256))
     space = Box(-1, 1, (ACTIONS,), np.float32)
-    spec = AgentSpec(
-        ObservationConfig(stack=1, last_action=False), config.latent_size, "", space, 1, 0, "controller", config
-    )
+    spec = AgentSpec(Z_ALONE, config.latent_size, "", space, 1, 0, "controller", config)
     player = DreamPlayer(agent := Agent(spec, model), model, starts, DreamConfig(temperature=1.15))
     player.dream.begin(player.dream.draw_starts(dreams))
     weights = torch.randn(dreams, len(controller_of(agent).weights), device=device) / 10

@@ -9,7 +9,7 @@ from agents.actor_critic import ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec, PixelAgent
 from agents.dream import DreamConfig
 from agents.evaluation import SELECTION_SEEDS
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE
 from scripts import cli
 from scripts.dreaming import awake, dreaming
 from scripts.run_folder import RunFolder
@@ -44,7 +44,7 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
     store, vae, seed = RolloutStore(run.rollouts), FrameVAE.load(run.vae), config.learning.seed
     memory = memory_of(run, config.memory, vae, store.action_space, seed)
     spec = AgentSpec(
-        observation=ObservationConfig(stack=1, last_action=False),
+        observation=Z_ALONE,
         latent_size=vae.latent_size,
         codec_sha256=vae.sha256,
         action_space=store.action_space,

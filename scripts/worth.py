@@ -16,7 +16,7 @@ import numpy as np
 from agents.evolution import EvolutionConfig
 from agents.imagination import ImaginationConfig
 from agents.learning import LearningConfig
-from agents.observations import ObservationConfig
+from agents.observations import Z_ALONE, ObservationConfig
 from scripts import cli
 from scripts.evaluate import EvaluateConfig, score
 from scripts.evolve import EvolveConfig, run_evolution
@@ -26,13 +26,12 @@ from scripts.train_agent import train as train_agent
 from scripts.train_dynamics import Memory
 from worldvae.checkpoint import read_json, write_record
 
-ONE = ObservationConfig(stack=1, last_action=False)
 LEARNERS: dict[str, tuple[ObservationConfig, Memory, float]] = {
-    "z": (ONE, "none", 0.0),
+    "z": (Z_ALONE, "none", 0.0),
     "stacked z": (ObservationConfig(), "none", 0.0),
-    "z + h untrained": (ONE, "untrained", 0.0),
-    "z + h": (ONE, "trained", 0.0),
-    "z + h, a quarter dreamt": (ONE, "trained", 0.25),
+    "z + h untrained": (Z_ALONE, "untrained", 0.0),
+    "z + h": (Z_ALONE, "trained", 0.0),
+    "z + h, a quarter dreamt": (Z_ALONE, "trained", 0.25),
 }
 """What it sees, whose h, and how much of what it learns from is dreamt."""
 EVOLVED: dict[str, Memory] = {"z, evolved": "none", "z + h, evolved": "trained"}
