@@ -109,11 +109,16 @@ def _actor(spec: AgentSpec) -> type[CategoricalActor] | type[GaussianActor] | ty
 
 
 class LatentAgent:
-    """A ``BehaviourPolicy`` on latents [N, Z]: the agent's most likely actions."""
+    """A ``BehaviourPolicy`` on latents [N, Z]: the agent's most likely actions; where it chooses among a few, draws.
+
+    Among choices what is drawn plays better than what is most likely (benchmarks/LOG.md, other environments). The same
+    number of environments gives the same draws.
+    """
 
     def __init__(self, agent: Agent, num_envs: int):
         spec = agent.spec
         self._agent = agent
+        self._generator = torch.Generator().manual_seed(0) if isinstance(agent.actor, CategoricalActor) else None
         actions = action_size(spec.action_space)
         self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, actions, agent.memory)
 
@@ -124,7 +129,7 @@ class LatentAgent:
     def act(self, observations: NDArray[np.float32]) -> NDArray[Any]:
         seen = torch.from_numpy(self._stack.push(observations))
         space = self._agent.spec.action_space
-        actions = from_vector(self._agent.actor.act(seen, None).numpy(), space)
+        actions = from_vector(self._agent.actor.act(seen, self._generator).numpy(), space)
         self._stack.acted(as_vector(actions, space))  # what was done: scores become a choice
         return actions
 

@@ -51,14 +51,19 @@ class Scores:
         return float(np.mean(self.returns))
 
     @property
-    def sd(self) -> float:
-        """With ddof 1; nan for a single episode."""
-        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else float("nan")
+    def sd(self) -> float | None:
+        """With ddof 1; None for a single episode."""
+        return float(np.std(self.returns, ddof=1)) if len(self.returns) > 1 else None
 
     @property
     def ci95(self) -> tuple[float, float]:
         """95% percentile bootstrap interval of the mean, over episodes."""
         return bootstrap_interval(np.array(self.returns))
+
+    def __str__(self) -> str:
+        """Mean ± sd over how many episodes, and the interval."""
+        low, high = self.ci95
+        return f"{spread(self.mean, self.sd, 1)} over {len(self.seeds)} episodes, 95% [{low:.1f}, {high:.1f}]"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -127,11 +132,18 @@ def bootstrap_interval(values: NDArray[Any], level: float = 0.95, resamples: int
     return float(low), float(high)
 
 
+def spread(mean: float, sd: float | None, digits: int = 0) -> str:
+    """``906 ± 21``; the mean alone where there is no sd."""
+    return f"{mean:.{digits}f}" + ("" if sd is None else f" ± {sd:.{digits}f}")
+
+
 def env_version(env_id: str) -> str:
     """Who made the environment: ``gymnasium 1.4.0 CarRacing-v3``."""
-    maker = gymnasium.spec(env_id.split(":")[-1]).entry_point  # without the "module:" that is imported first
-    owner = (maker if isinstance(maker, str) else getattr(maker, "__module__", "")).split(".")[0]
-    owner = {"agents": "vizdoom"}.get(owner, owner)  # our own environment is made of that game
+    entry = gymnasium.spec(env_id.split(":")[-1]).entry_point  # without the "module:" that is imported first
+    maker = entry if isinstance(entry, str) else getattr(entry, "__module__", "")
+    owner = maker.split(".")[0]
+    if owner == "agents":  # our own environments are made of these
+        owner = "vizdoom" if maker.startswith("agents.takecover") else "gymnasium"
     try:
         return f"{owner} {version(owner)} {env_id}"
     except PackageNotFoundError:  # an environment of a script's own, in no package

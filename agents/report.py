@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from agents.evaluation import spread
 from worldvae.checkpoint import read_json, write_atomically
 from worldvae.fit import read_log
 
@@ -88,7 +89,7 @@ def score_text(evaluation: dict[str, Any], random: dict[str, Any]) -> str:
 
 def _spread(evaluation: dict[str, Any]) -> str:
     low, high = evaluation["ci95"]
-    return f"{evaluation['mean']:.0f} ± {evaluation['sd']:.0f} [{low:.0f}, {high:.0f}]"
+    return f"{spread(evaluation['mean'], evaluation['sd'])} [{low:.0f}, {high:.0f}]"
 
 
 def _log(folder: Path) -> list[dict[str, float]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from agents.agent import Agent, LatentAgent, PixelAgent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig, load_trajectories
-from agents.evaluation import SELECTION_SEEDS, MakePolicy, Scores
+from agents.evaluation import SELECTION_SEEDS, MakePolicy, Scores, spread
 from agents.trust import Gap, as_json, dream_returns, exploitation, gap, numbers, verdicts
 from agents.world_model import WorldModel
 from scripts import cli
@@ -131,7 +131,7 @@ def returns(played: list[Played]) -> str:
     rows: list[tuple[str, ...]] = [("return", *(f"dream at {t:g}" for t in temperatures), "reality")]
     for one in played:
         dreams = (f"{r.mean():.0f} ± {r.std(ddof=1):.0f}" for r in one.dreams.values())
-        rows.append((one.name, *dreams, f"{one.reality.mean:.0f} ± {one.reality.sd:.0f}"))
+        rows.append((one.name, *dreams, spread(one.reality.mean, one.reality.sd)))
     return cli.table(rows)
 
 

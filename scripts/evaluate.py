@@ -69,10 +69,7 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     name = "evaluation" if config.policy == "agent" else config.policy
     elsewhere = "" if config.env is None else "_" + config.env.split(":")[-1].split("/")[-1]
     write_json(run.path / f"{name}{elsewhere}.json", report)
-    low, high = scores.ci95
-    print(
-        f"{config.policy}: {scores.mean:.1f} ± {scores.sd:.1f} over {len(seeds)} episodes, 95% [{low:.1f}, {high:.1f}]"
-    )
+    print(f"{config.policy}: {scores}")
     if config.policy != "random" and config.film and config.env is None:
         film(run, make_policy, config, setting)
     return report

@@ -84,7 +84,7 @@ def latent_envs(
     """The rollouts' environment, as workers make it."""
     env_id, key, env_kwargs = store.manifest["env_id"], store.frame_spec.key, store.manifest["env_kwargs"]
     if backend == "auto":
-        backend = "envpool" if key is None and not env_kwargs and envpool_shows(env_id) else "sync"
+        backend = "envpool" if envpool_shows(env_id, key, env_kwargs) else "sync"
     return LatentEnvs(
         codec=run.vae,
         env_id=env_id,

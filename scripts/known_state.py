@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 from worldvae.checkpoint import CheckpointError
 from worldvae.clips import Clips, clips
-from worldvae.environments import ActionRepeat, make_pixel_env
+from worldvae.environments import make_pixel_env
 from worldvae.frames import FrameSpec, to_frames
 from worldvae.rollouts import Episode, RolloutStore
 
@@ -68,8 +68,9 @@ def replayed(store: RolloutStore, most: int) -> tuple[Clips, dict[str, NDArray[n
     env_id = store.manifest["env_id"]
     if env_id not in READERS:
         raise ValueError(f"no reader of {env_id}'s state (there are: {', '.join(READERS)}): give it by --state FILE")
-    env = make_pixel_env(env_id, store.frame_spec.key, None, store.manifest["env_kwargs"])
-    env = ActionRepeat(env, store.manifest["action_repeat"])
+    env = make_pixel_env(
+        env_id, store.frame_spec.key, None, store.manifest["env_kwargs"], store.manifest["action_repeat"]
+    )
     begins = [i for i, e in enumerate(store) if _same(e, 0, env.reset(seed=e.seed)[0], store.frame_spec)]
     if not begins:
         raise ValueError(f"no episode of {store.path} comes out as recorded: Gymnasium draws {env_id} differently now")

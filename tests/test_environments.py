@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.pixel_env import SIZE, DotEnv
+from tests.pixel_env import SIZE, DotEnv, RenderOnlyEnv
 from worldvae.environments import CutWithoutReward, UnknownEnvironment, hidden_repeat, is_image, make_vector_env
 
 box2d = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
@@ -157,6 +157,23 @@ def test_an_environment_that_only_renders_gives_its_rendered_pixels() -> None:
     np.testing.assert_array_equal(observations[1], alone.reset(seed=3)[0])
     action = np.full((2, 1), -0.7, np.float32)
     np.testing.assert_array_equal(env.step(action)[0][0], alone.step(action[0])[0])
+
+
+def test_of_a_repeated_action_only_the_last_step_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, render = [], RenderOnlyEnv.render
+    monkeypatch.setattr(RenderOnlyEnv, "render", lambda env: drawn.append(env.t) or render(env))
+    env = sync("tests/RenderOnly-v0", num_envs=1, action_repeat=4)
+    alone = DotEnv()
+    env.reset(seed=[3])
+    alone.reset(seed=3)
+    drawn.clear()
+    for action in ([0.7], [-0.2], [0.4]):
+        observations, rewards, _, _, info = env.step(np.array([action], np.float32))
+        steps = [alone.step(np.array(action, np.float32)) for _ in range(4)]
+        np.testing.assert_array_equal(observations[0], steps[-1][0])
+        assert rewards[0] == sum(step[1] for step in steps)
+        assert info["env_steps"].tolist() == [4]
+    assert drawn == [4, 8, 12]
 
 
 def test_a_dictionary_without_a_key_is_rendered() -> None:

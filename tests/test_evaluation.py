@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import numpy as np
@@ -53,6 +54,12 @@ def test_mean_sd_and_interval_are_those_of_numpy_and_scipy():
     assert told["ci95"][0] <= told["mean"] <= told["ci95"][1]
 
 
+def test_a_single_episode_has_no_spread_and_its_record_is_json_still():
+    scores = evaluate("tests/Dot-v0", Still, [2_000_000])
+    assert str(scores) == "{0:.1f} over 1 episodes, 95% [{0:.1f}, {0:.1f}]".format(scores.returns[0])
+    assert json.loads(json.dumps(scores.as_json(), allow_nan=False))["sd"] is None
+
+
 def test_the_bootstrap_interval_is_scipys():
     values = np.random.default_rng(0).gamma(2, 100, 50)
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(1)).confidence_interval
@@ -67,6 +74,9 @@ def test_an_evaluation_without_distinct_seeds_is_refused(seeds):
 
 def test_the_record_names_version_and_commit():
     assert env_version("CarRacing-v3").startswith("gymnasium 1.")
+    import agents.thorough  # noqa: F401
+
+    assert env_version("agents.thorough:ThoroughCarRacing-v0").startswith("gymnasium 1.")
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert commit().rstrip("+") == head.stdout.strip()

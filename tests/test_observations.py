@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Tuple
+from scipy import stats
 
 from agents.agent import Agent, AgentSpec, LatentAgent
 from agents.learning import Learner, LearningConfig
@@ -266,6 +267,23 @@ def test_an_agent_with_memory_carries_it_in_its_file_and_acts_the_same(memory, t
     np.testing.assert_array_equal(ours[0], others[0])  # h_0 = 0 whatever the memory
     assert (ours != others).any()
     assert all(space.contains(action) for action in ours.reshape(-1, *space.shape))
+
+
+def test_among_choices_an_agent_draws_and_on_a_line_it_takes_the_most_likely():
+    p = torch.tensor([0.5, 0.3, 0.2])
+    for space in (Discrete(3), BOX):
+        agent = Agent(AgentSpec(ObservationConfig(), Z, "c" * 64, space, 1, 16))
+        for parameter in agent.actor.parameters():
+            torch.nn.init.zeros_(parameter)
+        last = list(agent.actor.parameters())[-1]
+        last.data = p.log() if isinstance(space, Discrete) else torch.full_like(last, 0.4)
+        policy = LatentAgent(agent, 2000)
+        policy.reset(np.ones(2000, bool))
+        actions = policy.act(np.zeros((2000, Z), np.float32))
+        if isinstance(space, Discrete):
+            assert stats.chisquare(np.bincount(actions, minlength=3), 2000 * p.double().numpy()).pvalue > 1e-3
+        else:
+            np.testing.assert_array_equal(actions, np.broadcast_to(actions[0], actions.shape))
 
 
 def test_soft_actor_critic_refuses_several_choices_at_once_in_a_sentence():

@@ -67,15 +67,14 @@ def make_vector_env(
         raise ValueError(f"num_envs and action_repeat must be >= 1, got {num_envs}, {action_repeat}")
     kwargs = dict(env_kwargs or {})
     if backend == "auto":
-        backend = "envpool" if key is None and not kwargs and envpool_shows(env_id) else "async"
+        backend = "envpool" if envpool_shows(env_id, key, kwargs) else "async"
     if backend == "envpool":
         return EnvPoolVectorEnv(env_id, num_envs, seed, action_repeat, max_episode_steps, kwargs)
 
     def make_one() -> gymnasium.Env:
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes us
-        env = make_pixel_env(env_id, key, max_episode_steps, kwargs)
-        return Witness(ActionRepeat(env, action_repeat), env_id)
+        return Witness(make_pixel_env(env_id, key, max_episode_steps, kwargs, action_repeat), env_id)
 
     one = make_one()  # an unknown id is told here, in a sentence, not inside a worker
     spec = one.spec
@@ -105,16 +104,18 @@ def closing(env: VectorEnv) -> Iterator[VectorEnv]:
 
 
 def make_pixel_env(
-    env_id: str, key: str | None, max_episode_steps: int | None, env_kwargs: dict[str, Any]
+    env_id: str, key: str | None, max_episode_steps: int | None, env_kwargs: dict[str, Any], action_repeat: int = 1
 ) -> gymnasium.Env:
-    """One Gymnasium environment whose observation is an image (or a dictionary that has one)."""
+    """One Gymnasium environment whose observation is an image (or a dictionary that has one), its actions repeated."""
     try:
         env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **env_kwargs)
         if key is None and not is_image(env.observation_space) and "rgb_array" in env.metadata.get("render_modes", ()):
             env.close()
             kwargs = {**env_kwargs, "render_mode": "rgb_array"}
             env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **kwargs)
-            env = AddRenderObservation(env, render_only=True)
+            env = AddRenderObservation(ActionRepeat(env, action_repeat), render_only=True)  # drawn once a repeat
+        else:
+            env = ActionRepeat(env, action_repeat)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnknownEnvironment(f"{env_id} needs a package that is not installed: {error}") from error
     except Exception as error:
@@ -302,9 +303,9 @@ class CutWithoutReward(VectorWrapper):
         return observations, rewards, terminated, truncated, info
 
 
-def envpool_shows(env_id: str) -> bool:
-    """Whether EnvPool is installed, knows the id, and gives images there."""
-    if importlib.util.find_spec("envpool") is None:
+def envpool_shows(env_id: str, key: str | None, env_kwargs: dict[str, Any]) -> bool:
+    """Whether EnvPool is installed, knows the id, and gives the images that Gymnasium's has by default there."""
+    if key is not None or env_kwargs or importlib.util.find_spec("envpool") is None:
         return False
     import envpool
 
