@@ -49,11 +49,13 @@ class EvolveConfig:
     start: tuple[float, ...] | None = None
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
 
+    def __post_init__(self) -> None:
+        if self.inside == "dream" and self.memory == "untrained":
+            raise ValueError("in a dream h is of the world model that dreams: --memory trained, or none")
+
 
 def run_evolution(run: RunFolder, config: EvolveConfig) -> Agent:
     """Evolves a controller in the rollouts' environment, seen through the run's codec."""
-    if config.inside == "dream" and config.memory == "untrained":
-        raise ValueError("in a dream h is of the world model that dreams: --memory trained, or none")
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     memory = memory_of(run, config.memory, vae, store.action_space, config.evolution.seed)
     spec = AgentSpec(

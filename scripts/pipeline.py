@@ -89,22 +89,23 @@ QUICK = PipelineConfig(
     ),
 )
 WHOLE = replace(DRIVING, backend="async", frame=FrameSpec())  # the dashboard tells the speed
+CARRACING_AGENT = AgentConfig(
+    env="agents.thorough:ThoroughCarRacing-v0",
+    backend="async",
+    patience=400,  # time to find back to the road
+    learning=LearningConfig(
+        env_steps=240_000,
+        updates=32,
+        reward_clip=(-10.0, 20.0),
+        endless=True,
+        sac=SACConfig(discount=0.995, progress=0.05),  # haste is worth the time it saves, and no more
+    ),
+)
 CARRACING = PipelineConfig(
     collect=(replace(WHOLE, episodes=152),),
     vae=VAETrainingConfig(objective=FINE, passes=6),
     dynamics=DynamicsConfig(),
-    agent=AgentConfig(
-        env="agents.thorough:ThoroughCarRacing-v0",
-        backend="async",
-        patience=400,  # time to find back to the road
-        learning=LearningConfig(
-            env_steps=240_000,
-            updates=32,
-            reward_clip=(-10.0, 20.0),
-            endless=True,
-            sac=SACConfig(discount=0.995, progress=0.05),  # haste is worth the time it saves, and no more
-        ),
-    ),
+    agent=CARRACING_AGENT,
     evaluate=EvaluateConfig(episodes=100),
     again=Again(
         collect=replace(WHOLE, episodes=16, max_episode_steps=None, patience=None, first_seed=5000),
