@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agents.evaluation import spread
 from worldvae.checkpoint import read_json, write_atomically
 from worldvae.fit import read_log
@@ -45,11 +47,10 @@ def write_report(run: Path) -> str:
     Raises CheckpointError where a stage's record is missing, ImportError without matplotlib.
     """
     evaluation, random = read_json(run / "evaluation.json"), read_json(run / "random.json")
-    log = _log(run / "agent")
     sections = [
         ("Scores", _table(("who", "return", "env steps", "source"), score_rows(evaluation, random))),
         ("Cost", _table(("", "env steps", "wall seconds"), _cost_rows(evaluation))),
-        ("Learning", _image(_curves(log, evaluation, random), "png") + "<p>Returns while exploring (mean of 30).</p>"),
+        ("Learning", _image(_curves(run, evaluation, random), "png") + "<p>Returns while exploring (mean of 30).</p>"),
         ("Film", _film(run / "pictures" / "film.webm", "real | reconstruction")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
@@ -92,28 +93,41 @@ def _spread(evaluation: dict[str, Any]) -> str:
     return f"{spread(evaluation['mean'], evaluation['sd'])} [{low:.0f}, {high:.0f}]"
 
 
-def _log(folder: Path) -> list[dict[str, float]]:
-    return [entry for entry in read_log(folder / "metrics.jsonl") if "return" in entry]
-
-
-def _curves(log: list[dict[str, float]], evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
-    """Return against env steps and against minutes, as PNG."""
+def _curves(run: Path, evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
+    """``draw_learning`` of one run, the random policy beside it, as PNG."""
     figure = _figure()
     left, right = figure.subplots(1, 2, sharey=True)
-    collected, spent = evaluation["env_steps"]["collect"], evaluation["wall_seconds"]
-    before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
-    returns = [entry["return"] for entry in log]
-    left.plot([(entry["env_steps"] + collected) / 1000 for entry in log], returns)
-    right.plot([(entry["seconds"] + before) / 60 for entry in log], returns)
-    left.set(xlabel="thousand env steps, collecting included", ylabel="return")
-    right.set(xlabel="minutes, collecting and codec included")
+    draw_learning(left, right, {run / "agent": evaluation})
     for axes in (left, right):
-        axes.axhline(random["mean"], color="grey", linestyle=":", label="random policy")
-        axes.axhline(evaluation["mean"], color="tab:green", linestyle="--", label="test episodes")
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-    left.legend()
+        axes.axhline(random["mean"], color="grey", linestyle=(0, (1, 8)), label="random policy")
+    right.legend(loc="lower right", fontsize="small")
     return _png(figure)
+
+
+def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, Any]]) -> None:
+    """Returns while exploring against env steps and against minutes, on two axes; dashed what the agents' evaluations
+    found, grey what is published.
+
+    Args:
+        agents: their folders, and their evaluations.
+    """
+    for folder, told in agents.items():
+        log = [entry for entry in read_log(folder / "metrics.jsonl") if "return" in entry]
+        collected, spent = told["env_steps"]["collect"], told["wall_seconds"]
+        before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
+        label, returns = f"training seed {told['train_seed']}, while exploring", [entry["return"] for entry in log]
+        by_steps.plot([(entry["env_steps"] + collected) / 1000 for entry in log], returns, label=label)
+        by_minutes.plot([(entry["seconds"] + before) / 60 for entry in log], returns, label=label)
+    by_steps.set(xlabel="thousand env steps, collecting included", ylabel="return", xlim=(0, None))
+    by_minutes.set(xlabel="minutes, collecting and codec included", ylabel="return", xlim=(0, None))
+    mean = float(np.mean([told["mean"] for told in agents.values()]))
+    task = next(iter(agents.values()))["env"]
+    known = [row for name, rows in PUBLISHED.items() if name in task for row in rows]
+    for axes in (by_steps, by_minutes):
+        axes.axhline(mean, color="tab:green", linestyle="--", label=f"test episodes: {mean:.0f}")
+        for (who, score, *_), style in zip(known, (":", "-.", (0, (1, 4)), (0, (5, 5))), strict=False):
+            axes.axhline(float(score.split()[0]), color="grey", linestyle=style, linewidth=1, label=f"{who}: {score}")
+        axes.grid(alpha=0.3)
 
 
 def _latent_bars(statistics: dict[str, list[float]]) -> bytes:

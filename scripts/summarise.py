@@ -9,11 +9,10 @@ import cv2
 import numpy as np
 import tyro
 
-from agents.report import PUBLISHED
+from agents.report import draw_learning
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.checkpoint import read_json, write_record
-from worldvae.fit import read_log
 from worldvae.frames import Frames
 
 
@@ -26,31 +25,9 @@ def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path
     figure = Figure(figsize=(14, 4.4), layout="constrained")
     left, by_steps, by_minutes = figure.subplots(1, 3, width_ratios=(stills.shape[1] / stills.shape[0], 1.4, 1.4))
     _show(left, stills)
-    for run, told in zip(runs, evaluations, strict=True):
-        log = [entry for entry in read_log(run.agent / "metrics.jsonl") if "return" in entry]
-        before = told["wall_seconds"]["collect"] + told["wall_seconds"]["train"] - log[-1]["seconds"]
-        steps = [(entry["env_steps"] + told["env_steps"]["collect"]) / 1000 for entry in log]
-        minutes = [(entry["seconds"] + before) / 60 for entry in log]
-        for axes, x in ((by_steps, steps), (by_minutes, minutes)):
-            axes.plot(x, [e["return"] for e in log], label=f"training seed {told['train_seed']}, while exploring")
-    for axes, label in (
-        (by_steps, "thousand env steps, collecting included"),
-        (by_minutes, "minutes, collecting included"),
-    ):
-        _levels(axes, evaluations)
-        axes.set(xlabel=label, ylabel="return", xlim=(0, None))
-        axes.grid(alpha=0.3)
+    draw_learning(by_steps, by_minutes, {run.agent: told for run, told in zip(runs, evaluations, strict=True)})
     by_minutes.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=100)
-
-
-def _levels(axes: Any, evaluations: list[dict[str, Any]]) -> None:
-    """Lines at the seeds' mean score and at the published ones."""
-    mean = float(np.mean([told["mean"] for told in evaluations]))
-    axes.axhline(mean, color="tab:green", linestyle="--", label=f"test episodes, mean of seeds: {mean:.0f}")
-    known = [row for task, rows in PUBLISHED.items() if task in evaluations[0]["env"] for row in rows]
-    for (who, score, *_), style in zip(known, (":", "-.", (0, (1, 4)), (0, (5, 5))), strict=False):
-        axes.axhline(float(score.split()[0]), color="grey", linestyle=style, linewidth=1, label=f"{who}: {score}")
 
 
 def film_stills(film: Path, moments: tuple[int, ...]) -> list[Frames]:
