@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,6 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
-from torch import Tensor
 
 from agents.agent import Agent, AgentSpec
 from agents.imagination import Imagination, ImaginationConfig
@@ -46,7 +44,6 @@ class LearningConfig:
     Attributes:
         env_steps: emulator steps to play, at most.
         updates: gradient steps after each step of the N environments.
-        cool_down: gradient steps at the end over which the learning rate falls to nothing in a line.
         batch_size: transitions a gradient step.
         replay_capacity: transitions kept.
         reward_clip, reward_scale: rewards of a decision are clipped, then scaled, for learning only.
@@ -63,7 +60,6 @@ class LearningConfig:
 
     env_steps: int = 250_000
     updates: int = 12
-    cool_down: int = 0
     batch_size: int = 256
     replay_capacity: int = 200_000
     reward_clip: tuple[float, float] = (-5.0, 20.0)
@@ -110,11 +106,11 @@ def train_agent(
             f"{config.env_steps} env steps are over before learning begins ({learner.warm_up} warm-up decisions of "
             f"{repeat} env steps in {env.num_envs} environments): play more"
         )
-    steps = learner.steps = learning_steps * config.updates
+    steps = learning_steps * config.updates
     every = max(1, min(1000, steps // 20))
     seconds = None if config.minutes is None else config.minutes * 60
     log = fit(
-        learner.step,
+        learner.sac.step,
         learner.batches,
         learner,
         FitConfig(steps, log_every=every, checkpoint_every=4 * every, seconds=seconds),
@@ -143,11 +139,7 @@ def first_seed(training_seed: int) -> int:
 
 
 class Learner:
-    """SAC, its replay, and the play that fills it: all that training changes.
-
-    Attributes:
-        steps: gradient steps that there will be in all.
-    """
+    """SAC, its replay, and the play that fills it: all that training changes."""
 
     def __init__(
         self,
@@ -177,7 +169,6 @@ class Learner:
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=30)
         self.warm_up = config.warm_up if rollouts is None else 0
-        self.steps: float = math.inf
         for episode in rollouts or ():
             self._remember_episode(episode)
 
@@ -207,12 +198,6 @@ class Learner:
             self._imagine(step.observations_tp1, policy.stack.state, kept & ~step.done)
             for _ in range(self.config.updates):
                 yield self._batch()
-
-    def step(self, batch: TransitionBatch) -> dict[str, Tensor]:
-        """Learns from one batch."""
-        if self.config.cool_down:
-            self.sac.slow_down(min(1.0, (self.steps - self.sac.steps) / self.config.cool_down))
-        return self.sac.step(batch)
 
     def observe(self) -> Metrics:
         """Env steps and episodes so far, and the mean return of the last 30 (while exploring)."""

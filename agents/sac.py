@@ -163,8 +163,7 @@ class SAC:
         self.target_entropy = default if config.target_entropy is None else config.target_entropy
         groups = ([*self.actor.parameters(), self.log_alpha], self.critics.parameters())
         on_gpu = device.type == "cuda"
-        self.rate = torch.tensor(config.learning_rate, device=device)  # optimisers and graphs read it at every step
-        adam = partial(torch.optim.Adam, lr=self.rate, fused=True, capturable=on_gpu)
+        adam = partial(torch.optim.Adam, lr=config.learning_rate, fused=True, capturable=on_gpu)
         self.optimisers = [adam(group) for group in groups]
         self.generator = torch.Generator(device).manual_seed(seed)
         self._learn = CapturedStep(self._gradient_step, device)
@@ -173,10 +172,6 @@ class SAC:
     def act(self, observations: Tensor, explore: bool) -> Tensor:
         """float32 [B, O] -> action vectors [B, A]; the most likely ones where not exploring."""
         return self.actor.act(observations.to(self.device), self.generator if explore else None)
-
-    def slow_down(self, share: float) -> None:
-        """From now on learns at this share of the learning rate."""
-        self.rate.fill_(share * self.config.learning_rate)
 
     def step(self, batch: TransitionBatch) -> dict[str, Tensor]:
         """Critics, then actor and temperature, then targets; returns what to watch."""
@@ -241,7 +236,6 @@ class SAC:
             self.log_alpha.copy_(state["log_alpha"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             load_optimiser(optimiser, saved)
-            optimiser.param_groups[0]["lr"] = self.rate
         self.generator.set_state(state["generator"])
         self._learn = CapturedStep(self._gradient_step, self.device)  # what was captured learns into the old moments
 

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from agents.agent import Agent, PixelAgent
 from agents.evaluation import evaluate
-from agents.learning import Learner, LearningConfig, train_agent
+from agents.learning import LearningConfig, train_agent
 from agents.observations import ObservationConfig
 from agents.sac import SACConfig
 from scripts.evaluate import _random_policy
@@ -71,17 +71,6 @@ def test_an_agent_learns_from_pixels_and_plays_from_its_file(pipeline):
     random = evaluate(env_id, _random_policy, seeds, workers=2, env_kwargs=MIDDLE)
     assert learned.ci95[0] > random.ci95[1]
     assert read_log(folder / "agent" / "metrics.jsonl")[-1]["env_steps"] == CONFIG.env_steps // 8 * 8
-
-
-def test_the_learning_rate_falls_to_nothing_over_the_last_updates(pipeline):
-    env_id, _, vae, latents = pipeline
-    learner = Learner(latent_env(env_id, vae), replace(CONFIG, cool_down=20), latents)
-    learner.steps = 100
-    batch = next(learner.batches(0))
-    for done, share in ((0, 1.0), (80, 1.0), (90, 0.5), (99, 0.05)):
-        learner.sac.steps = done
-        learner.step(batch)
-        assert learner.sac.rate.item() == pytest.approx(share * CONFIG.sac.learning_rate)
 
 
 def test_stable_baselines3_learns_on_the_latent_observations(pipeline):

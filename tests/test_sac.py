@@ -49,30 +49,6 @@ def test_the_ensembles_members_are_plain_perceptrons():
         torch.testing.assert_close(output, hidden @ ensemble.weights[-1][member] + ensemble.biases[-1][member])
 
 
-def test_slowed_down_each_weight_moves_by_that_share_also_after_a_checkpoint():
-    """Adam's first step is the rate times the gradient's sign, whatever the loss."""
-    random = torch.Generator().manual_seed(0)
-    seen, actions, rewards, seen_tp1 = (torch.randn(8, n, generator=random) for n in (3, 2, 1, 3))
-    batch = TransitionBatch(seen, actions.tanh(), rewards[:, 0], torch.ones(8), seen_tp1)
-
-    def moved(share: float, again: bool) -> list[torch.Tensor]:
-        sac = SAC(3, 2, False, SACConfig(hidden=16), 0, CPU)
-        if again:
-            other = SAC(3, 2, False, SACConfig(hidden=16), 0, CPU)
-            sac.load_state_dict(other.state_dict())
-        before = [p.detach().clone() for p in (*sac.actor.parameters(), *sac.critics.parameters(), sac.log_alpha)]
-        sac.slow_down(share)
-        sac.step(batch)
-        after = (*sac.actor.parameters(), *sac.critics.parameters(), sac.log_alpha)
-        return [a.detach() - b for a, b in zip(after, before, strict=True)]
-
-    for again in (False, True):
-        for whole, quarter in zip(moved(1.0, again), moved(0.25, again), strict=True):
-            full = whole.abs() > 2.9e-4  # where the gradient is far from nothing
-            assert full.any()
-            torch.testing.assert_close(quarter[full].abs(), whole[full].abs() / 4, rtol=2e-3, atol=1e-7)
-
-
 @pytest.mark.parametrize("discrete", [False, True])
 def test_a_bandits_value_and_best_action_are_found(discrete):
     """One step, reward 1 - (a - 0.5)^2 or that of the third choice: Q is the reward itself."""
