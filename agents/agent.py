@@ -111,8 +111,8 @@ def _actor(spec: AgentSpec) -> type[CategoricalActor] | type[GaussianActor] | ty
 class LatentAgent:
     """A ``BehaviourPolicy`` on latents [N, Z]: the agent's most likely actions; where it chooses among a few, draws.
 
-    Among choices what is drawn plays better than what is most likely (benchmarks/LOG.md, other environments). The same
-    number of environments gives the same draws.
+    What soft actor-critic learns there is to draw (benchmarks/LOG.md, other environments). The same number of
+    environments gives the same draws.
     """
 
     def __init__(self, agent: Agent, num_envs: int):
