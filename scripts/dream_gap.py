@@ -130,7 +130,7 @@ def returns(played: list[Played]) -> str:
     temperatures = list(played[0].dreams)
     rows: list[tuple[str, ...]] = [("return", *(f"dream at {t:g}" for t in temperatures), "reality")]
     for one in played:
-        dreams = (f"{r.mean():.0f} ± {r.std(ddof=1):.0f}" for r in one.dreams.values())
+        dreams = (spread(r.mean(), r.std(ddof=1)) for r in one.dreams.values())
         rows.append((one.name, *dreams, spread(one.reality.mean, one.reality.sd)))
     return cli.table(rows)
 

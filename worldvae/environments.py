@@ -109,13 +109,15 @@ def make_pixel_env(
     """One Gymnasium environment whose observation is an image (or a dictionary that has one), its actions repeated."""
     try:
         env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **env_kwargs)
-        if key is None and not is_image(env.observation_space) and "rgb_array" in env.metadata.get("render_modes", ()):
+        renders = "rgb_array" in env.metadata.get("render_modes", ())
+        rendered = key is None and renders and not is_image(env.observation_space)
+        if rendered:
             env.close()
             kwargs = {**env_kwargs, "render_mode": "rgb_array"}
             env = gymnasium.make(env_id, max_episode_steps=max_episode_steps, **kwargs)
-            env = AddRenderObservation(ActionRepeat(env, action_repeat), render_only=True)  # drawn once a repeat
-        else:
-            env = ActionRepeat(env, action_repeat)
+        env = ActionRepeat(env, action_repeat)
+        if rendered:
+            env = AddRenderObservation(env, render_only=True)  # above the repeat: drawn once each time
     except gymnasium.error.DependencyNotInstalled as error:
         raise UnknownEnvironment(f"{env_id} needs a package that is not installed: {error}") from error
     except Exception as error:
