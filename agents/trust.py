@@ -29,8 +29,8 @@ from worldvae.measures.images import psnr, squared_error
 from worldvae.record import interact
 from worldvae.vae import FrameVAE
 
-OUTLIVED = 64
-"""Steps after which it is counted who still lives."""
+AGES = (8, 16, 32, 64)
+"""Steps of a dream, up to the first, from there to the second, ..: what it has forgotten by then no longer kills."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,15 @@ class Gap:
         decoded: by what was decoded, steps ahead -> PSNR against the real frame, in dB.
         reward: mean foretold reward less the mean real one, over the real ones' sd; nan without a reward head.
         ends: foretold and observed, one step ahead; None without a termination head.
-        survival: share of dreams that outlive ``OUTLIVED`` steps of real actions over the share of episodes
-            that did; nan without a termination head or long enough episodes.
+        mortality: by age, how many times as many dreams end as real episodes by the same actions; nan where none
+            does, empty without a termination head.
     """
 
     forecasts: dict[str, ForecastScores]
     decoded: dict[str, dict[int, float]]
     reward: float
     ends: Reliability | None
-    survival: float
+    mortality: dict[int, float]
 
 
 def gap(model: WorldModel, train: Trajectories, held_out: Trajectories, vae: FrameVAE, frames: Frames) -> Gap:
@@ -60,7 +60,7 @@ def gap(model: WorldModel, train: Trajectories, held_out: Trajectories, vae: Fra
         decoded=decoded_error(model, held_out, vae, frames),
         reward=reward_optimism(model, held_out),
         ends=None if model.termination is None else reliability(*ends(model, held_out)),
-        survival=survival(model, held_out),
+        mortality=mortality(model, held_out),
     )
 
 
@@ -99,27 +99,34 @@ def reward_optimism(model: WorldModel, data: Trajectories) -> float:
 
 
 @torch.no_grad()
-def survival(model: WorldModel, data: Trajectories, dreams: int = 16) -> float:
-    """How many times as many dreams as episodes outlive ``OUTLIVED`` steps of the episodes' own actions.
+def mortality(model: WorldModel, data: Trajectories, most: int = 4096) -> dict[int, float]:
+    """Ends in dreams over ends in reality while both live, by the dream's age (``AGES``).
 
-    Dreams begin where episodes do and repeat their actions; after an end the last of them goes on.
+    Dreams begin anywhere in the episodes, with ``CONTEXT`` real steps behind them, and repeat the episodes' actions.
     """
-    steps = OUTLIVED
-    lived = float((data.lengths > steps).mean())
-    if model.termination is None or not lived:
-        return math.nan
-    at = torch.from_numpy(data.first_rows).to(data.device)
-    z, state = data.codes.mean[at].repeat(dreams, 1), model.start(dreams * len(at))
-    alive = torch.ones(len(z), device=data.device)
-    generator = torch.Generator(data.device).manual_seed(0)
-    for t in range(steps):
-        now = at + torch.from_numpy(np.minimum(t, data.lengths - 1)).to(data.device)
-        state = model.advance(z, data.actions[now].repeat(dreams, 1), state)
-        told = model.predict(state[0])
-        assert told.termination is not None
-        alive = alive * (1 - told.termination.sigmoid())
-        z = told.z_tp1.sample(generator)
-    return alive.mean().item() / lived
+    rows, generator = data.windows(CONTEXT + 1), torch.Generator(data.device).manual_seed(0)
+    if model.termination is None or not len(rows):
+        return {}
+    rows = rows[torch.randperm(len(rows), generator=generator, device=data.device)[:most]]
+    finals = torch.from_numpy(data.first_rows + data.lengths).to(data.device)
+    now, final = rows[:, -1], finals[torch.searchsorted(finals, rows[:, -1].contiguous())]
+    z = data.codes.mean[rows]
+    _, state = model.remember(z[:, :-1], data.actions[rows[:, :-1]])
+    z, both_live = z[:, -1], torch.ones(len(rows), device=data.device)
+    told, dreamt, real = {}, 0.0, 0.0
+    for age in range(1, AGES[-1] + 1):
+        both_live = both_live * (now < final)
+        state = model.advance(z, data.actions[now], state)
+        foretold = model.predict(state[0])
+        assert foretold.termination is not None
+        ends_here = foretold.termination.sigmoid()
+        dreamt += (both_live * ends_here).sum().item()
+        real += (both_live * data.terminated[now]).sum().item()
+        if age in AGES:
+            told[age], dreamt, real = dreamt / real if real else math.nan, 0.0, 0.0
+        both_live = both_live * (1 - ends_here) * (1 - data.terminated[now])
+        now, z = torch.minimum(now + 1, final), foretold.z_tp1.sample(generator)
+    return told
 
 
 def dream_returns(
@@ -175,9 +182,11 @@ RULES = (
     ),
     Rule(
         "deathless",
-        "survival",
-        "{value:.2f} times as many dreams as episodes outlive the same actions (healthy: {limit:g} or nearer 1)",
-        "what kills is lost along the dream: finer codes, a longer context, or a temperature above 1",
+        "mortality",
+        "from their 33rd to their 64th step {value:.2f} times as many dreams end as real episodes by the same actions "
+        "(healthy: {limit:g} or nearer 1)",
+        "what kills is lost along the dream: end dreams while they still kill, and begin them anywhere in real play "
+        "(--context 16 --dream.most-steps 16), or train M on its own draws (fed_back)",
     ),
     Rule(
         "forgiving",
@@ -200,7 +209,7 @@ RANGES = {
     "reward": (-0.2, 0.2),
     "auroc": (0.9, 1.0),
     "ends": (0.67, 1.5),
-    "survival": (0.67, 1.5),
+    "mortality": (0.5, 2.0),
     "forgiving": (0.67, 1.5),
     "exploited": (0.0, 1.5),
 }
@@ -221,7 +230,7 @@ def numbers(told: Gap, exploited: float = math.nan, forgiving: float = math.nan)
         "reward": told.reward,
         "auroc": told.ends.auroc if told.ends else math.nan,
         "ends": told.ends.ratio if told.ends else math.nan,
-        "survival": told.survival,
+        "mortality": told.mortality.get(AGES[-1], math.nan),
         "forgiving": forgiving,
         "exploited": exploited,
     }
@@ -240,7 +249,7 @@ def as_json(told: Gap) -> dict[str, Any]:
         "decoded_psnr": told.decoded,
         "reward_optimism": finite(told.reward),
         "ends": curve,
-        "survival": finite(told.survival),
+        "mortality": {age: finite(value) for age, value in told.mortality.items()},
     }
 
 

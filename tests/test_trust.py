@@ -21,9 +21,9 @@ from agents.trust import (
     dream_returns,
     exploitation,
     gap,
+    mortality,
     numbers,
     reward_optimism,
-    survival,
     verdicts,
 )
 from agents.world_model import WorldModel, WorldModelConfig
@@ -76,7 +76,7 @@ def test_a_model_that_is_the_process_is_calibrated_neither_optimistic_nor_deathl
     known = numbers(told, exploited=10 / 9)
     assert known["ends"] == pytest.approx(1, abs=0.35)
     assert known["auroc"] == pytest.approx(0.5, abs=1e-9), "nobody can foresee them"
-    assert known["survival"] == pytest.approx(1, abs=0.3)
+    assert all(0.3 < value < 3 for value in told.mortality.values())
     assert known["reward"] == pytest.approx(0, abs=0.1)
     assert {v.name for v in verdicts(known)} == {"blind", "ends unforeseen"}, "white noise cannot be foretold"
     told_as_json = as_json(told)
@@ -92,12 +92,12 @@ def test_ends_that_are_foretold_too_often_or_too_seldom_are_named(hazard, expect
     assert "wrongly calibrated ends" in {v.name for v in verdicts(numbers(told))}
 
 
-def test_a_dream_in_which_nobody_dies_is_called_deathless():
+def test_a_dream_that_forgets_what_kills_is_called_deathless():
     many = trajectories(episodes=400, hazard=0.02)
-    assert survival(knowing(0.02), many) == pytest.approx(1, abs=0.15)
-    lives_on = survival(knowing(1e-6), many)
-    assert lives_on == pytest.approx(1 / float((many.lengths > 64).mean()), rel=1e-3)
-    assert "deathless" in {v.name for v in verdicts({**dict.fromkeys(RANGES, math.nan), "survival": lives_on})}
+    assert list(mortality(knowing(0.02), many).values()) == pytest.approx([1, 1, 1, 1], abs=0.25)
+    assert list(mortality(knowing(0.005), many).values()) == pytest.approx([0.25] * 4, abs=0.07)
+    assert "deathless" in {v.name for v in verdicts({**dict.fromkeys(RANGES, math.nan), "mortality": 0.25})}
+    assert not mortality(WorldModel(WorldModelConfig(3, 1, 4, 1)), many), "a model of a task without ends"
 
 
 def test_optimism_is_in_the_rewards_own_sd():
