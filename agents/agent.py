@@ -10,7 +10,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import nn
 
@@ -47,6 +47,11 @@ class AgentSpec:
         architecture: of its actor: soft actor-critic's, or an evolved controller (``hidden`` 0: linear).
         memory: the world model whose h it sees, if any; the agent carries it.
         sampled: it sees draws from the codec's posterior, as in the dream that it learned in, not means.
+        action_scale: a Box's actions are played times these, one for each number, in (0, 1]; none: as they are.
+            Weaker gas than it learned with leaves a driver margins.
+
+    Raises:
+        ValueError: an action_scale that does not fit the space.
     """
 
     observation: ObservationConfig
@@ -58,6 +63,13 @@ class AgentSpec:
     architecture: Literal["sac", "controller"] = "sac"
     memory: WorldModelConfig | None = None
     sampled: bool = False
+    action_scale: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        space, scale = self.action_space, self.action_scale
+        fits = isinstance(space, Box) and len(scale) == np.prod(space.shape) and all(0 < share <= 1 for share in scale)
+        if scale and not fits:
+            raise ValueError(f"action_scale needs a share in (0, 1] for each number of a Box action: {scale}, {space}")
 
 
 class Agent(nn.Module):
@@ -83,6 +95,7 @@ class Agent(nn.Module):
             "architecture": self.spec.architecture,
             "memory": asdict(self.spec.memory) if self.spec.memory else None,
             "sampled": self.spec.sampled,
+            "action_scale": self.spec.action_scale,
         }
         save_model(Path(folder), KIND, self, {"config": described, "training": dict(training or {})})
 
@@ -95,6 +108,7 @@ class Agent(nn.Module):
             config["observation"] = ObservationConfig(**config["observation"])
             config["action_space"] = space_from(config["action_space"])
             config["memory"] = WorldModelConfig(**config["memory"]) if config["memory"] else None
+            config["action_scale"] = tuple(config.get("action_scale", ()))  # agents before it had none
             agent = cls(AgentSpec(**config))
             agent.load_state_dict(tensors)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -130,8 +144,9 @@ class LatentAgent:
         seen = torch.from_numpy(self._stack.push(observations))
         space = self._agent.spec.action_space
         actions = from_vector(self._agent.actor.act(seen, self._generator).numpy(), space)
-        self._stack.acted(as_vector(actions, space))  # what was done: scores become a choice
-        return actions
+        self._stack.acted(as_vector(actions, space))  # what was meant: scores become a choice
+        scale = self._agent.spec.action_scale
+        return (actions * np.reshape(scale, space.shape)).astype(space.dtype) if scale else actions
 
 
 class PixelAgent:

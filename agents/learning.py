@@ -51,6 +51,7 @@ class LearningConfig:
             tile looks like any other) the fall to nothing there is noise to a critic.
         warm_up: decisions with random actions (each environment) where no rollouts start the replay.
         minutes: stop earlier after so much wall time.
+        action_scale: by how much it plays weaker, number by number, once it has learned: margins, where haste fails.
         observation: what the controller sees.
         imagination: how much of what it learns from is dreamt.
         sac: the learner's settings.
@@ -67,6 +68,7 @@ class LearningConfig:
     endless: bool = False
     warm_up: int = 100
     minutes: float | None = None
+    action_scale: tuple[float, ...] = ()
     observation: ObservationConfig = field(default_factory=ObservationConfig)
     imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
     sac: SACConfig = field(default_factory=SACConfig)
@@ -94,11 +96,21 @@ def train_agent(
         memory: the world model whose h the agent sees too; it is not trained here.
 
     Raises:
-        ValueError: an action space other than bounded Box or Discrete, too few env steps, or no CUDA where
-            asked for.
+        ValueError: an action space other than bounded Box or Discrete, an action_scale that does not fit it, too few
+            env steps, or no CUDA where asked for.
     """
     folder = Path(folder)
     learner = Learner(env, config, rollouts, memory)
+    spec = AgentSpec(
+        observation=config.observation,
+        latent_size=learner.latent_size,
+        codec_sha256=codec_sha256,
+        action_space=env.single_action_space,
+        action_repeat=action_repeat,
+        hidden=config.sac.hidden,
+        memory=memory.config if memory else None,
+        action_scale=config.action_scale,
+    )
     repeat = action_repeat * hidden_repeat(env)
     learning_steps = config.env_steps // (env.num_envs * repeat) - learner.warm_up
     if learning_steps < 1:
@@ -117,15 +129,6 @@ def train_agent(
         folder,
         name="agent",
         observe=learner.observe,
-    )
-    spec = AgentSpec(
-        observation=config.observation,
-        latent_size=learner.latent_size,
-        codec_sha256=codec_sha256,
-        action_space=env.single_action_space,
-        action_repeat=action_repeat,
-        hidden=config.sac.hidden,
-        memory=memory.config if memory else None,
     )
     agent = Agent(spec, memory)
     agent.actor.load_state_dict(learner.sac.averaged.state_dict())

@@ -148,6 +148,29 @@ def test_a_saved_agent_acts_the_same_and_other_files_are_refused(pipeline, tmp_p
         FrameVAE.load(tmp_path)
 
 
+def test_an_agent_with_an_action_scale_means_the_same_and_plays_weaker(pipeline, tmp_path):
+    env_id, _, vae, _ = pipeline
+    config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
+    whole = train_agent(latent_env(env_id, vae), config, tmp_path / "whole", codec_sha256=vae.sha256)
+    moves = sum(whole.spec.action_space.shape)
+    if not moves:
+        with pytest.raises(ValueError, match="of a Box action"):
+            replace(whole.spec, action_scale=(0.5,))
+        return
+    scale = tuple(0.5 / (i + 1) for i in range(moves))
+    train_agent(
+        latent_env(env_id, vae), replace(config, action_scale=scale), tmp_path / "weaker", codec_sha256=vae.sha256
+    )
+    players = [PixelAgent(agent, vae, 3) for agent in (whole, Agent.load(tmp_path / "weaker"))]
+    for frames in np.random.default_rng(0).integers(0, 256, (5, 3, 64, 64, 3), dtype=np.uint8):
+        strong, weak = (player.act(frames) for player in players)
+        np.testing.assert_allclose(weak, strong * scale, rtol=1e-6)
+        assert weak.dtype == strong.dtype
+    for wrong in ((0.5,) * (moves + 1), (0.0,) * moves, (1.5,) * moves):
+        with pytest.raises(ValueError, match="a share in \\(0, 1\\] for each number of a Box action"):
+            replace(whole.spec, action_scale=wrong)
+
+
 class Mortal(gymnasium.Env):
     """Rewards of 1 until an end that nothing foretells, in a fifth of the steps."""
 
