@@ -146,7 +146,7 @@ class LatentAgent:
         actions = from_vector(self._agent.actor.act(seen, self._generator).numpy(), space)
         self._stack.acted(as_vector(actions, space))  # what was meant: scores become a choice
         scale = self._agent.spec.action_scale
-        return (actions * np.reshape(scale, space.shape)).astype(space.dtype) if scale else actions
+        return (actions * np.reshape(np.array(scale), actions.shape[1:])).astype(actions.dtype) if scale else actions
 
 
 class PixelAgent:
