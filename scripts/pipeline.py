@@ -98,7 +98,7 @@ CARRACING_AGENT = AgentConfig(
         updates=32,
         reward_clip=(-10.0, 20.0),
         endless=True,
-        action_scale=(1.0, 0.84, 1.0),  # less gas than it learned with: nobody spins (benchmarks/LOG.md)
+        action_scale=(1.0, 0.84, 1.0),  # less gas than it learned with: margins (benchmarks/LOG.md)
         sac=SACConfig(discount=0.995, progress=0.05),  # haste is worth the time it saves, and no more
     ),
 )
