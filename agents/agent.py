@@ -70,6 +70,8 @@ class AgentSpec:
         fits = isinstance(space, Box) and len(scale) == np.prod(space.shape) and all(0 < share <= 1 for share in scale)
         if scale and not fits:
             raise ValueError(f"action_scale needs a share in (0, 1] for each number of a Box action: {scale}, {space}")
+        if scale and not space.contains(np.zeros(space.shape, space.dtype)):
+            raise ValueError(f"action_scale needs an action space with 0 in it, or weaker actions leave it: {space}")
 
 
 class Agent(nn.Module):
@@ -135,6 +137,7 @@ class LatentAgent:
         self._generator = torch.Generator().manual_seed(0) if isinstance(agent.actor, CategoricalActor) else None
         actions = action_size(spec.action_space)
         self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, actions, agent.memory)
+        self._scale = np.reshape(spec.action_scale, spec.action_space.shape or ()) if spec.action_scale else None
 
     def reset(self, mask: NDArray[np.bool_]) -> None:
         self._stack.reset(mask)
@@ -145,8 +148,7 @@ class LatentAgent:
         space = self._agent.spec.action_space
         actions = from_vector(self._agent.actor.act(seen, self._generator).numpy(), space)
         self._stack.acted(as_vector(actions, space))  # what was meant: scores become a choice
-        scale = self._agent.spec.action_scale
-        return (actions * np.reshape(np.array(scale), actions.shape[1:])).astype(actions.dtype) if scale else actions
+        return actions if self._scale is None else (actions * self._scale).astype(actions.dtype)
 
 
 class PixelAgent:

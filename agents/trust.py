@@ -112,21 +112,19 @@ def mortality(model: WorldModel, data: Trajectories, most: int = 4096) -> dict[i
     now, final = rows[:, -1], finals[torch.searchsorted(finals, rows[:, -1].contiguous())]
     z = data.codes.mean[rows]
     _, state = model.remember(z[:, :-1], data.actions[rows[:, :-1]])
-    z, both_live = z[:, -1], torch.ones(len(rows), device=data.device)
-    told, dreamt, real = {}, 0.0, 0.0
-    for age in range(1, AGES[-1] + 1):
+    z, both_live, counts = z[:, -1], torch.ones(len(rows), device=data.device), []
+    for _ in range(AGES[-1]):
         both_live = both_live * (now < final)
         state = model.advance(z, data.actions[now], state)
         foretold = model.predict(state[0])
         assert foretold.termination is not None
         ends_here = foretold.termination.sigmoid()
-        dreamt += (both_live * ends_here).sum().item()
-        real += (both_live * data.terminated[now]).sum().item()
-        if age in AGES:
-            told[age], dreamt, real = dreamt / real if real else math.nan, 0.0, 0.0
-        both_live = both_live * (1 - ends_here) * (1 - data.terminated[now])
+        counts.append(torch.stack([ends_here, data.terminated[now]]) @ both_live)
+        both_live = both_live * (1 - ends_here)
         now, z = torch.minimum(now + 1, final), foretold.z_tp1.sample(generator)
-    return told
+    spans = torch.stack(counts).split(np.diff((0, *AGES)).tolist())
+    totals = zip(AGES, (span.sum(0).tolist() for span in spans), strict=True)
+    return {age: dreamt / real if real else math.nan for age, (dreamt, real) in totals}
 
 
 def dream_returns(

@@ -169,6 +169,8 @@ def test_an_agent_with_an_action_scale_means_the_same_and_plays_weaker(pipeline,
     for wrong in ((0.5,) * (moves + 1), (0.0,) * moves, (1.5,) * moves):
         with pytest.raises(ValueError, match="a share in \\(0, 1\\] for each number of a Box action"):
             replace(whole.spec, action_scale=wrong)
+    with pytest.raises(ValueError, match="an action space with 0 in it"):
+        replace(whole.spec, action_scale=scale, action_space=Box(1, 2, (moves,), np.float32))
 
 
 class Mortal(gymnasium.Env):

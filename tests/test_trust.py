@@ -100,6 +100,20 @@ def test_a_dream_that_forgets_what_kills_is_called_deathless():
     assert not mortality(WorldModel(WorldModelConfig(3, 1, 4, 1)), many), "a model of a task without ends"
 
 
+def test_ends_by_age_are_those_of_a_slow_count():
+    """Step by step from every start, with nothing but the episodes' lengths."""
+    hazard, data, dreamt, real = 0.02, trajectories(episodes=20, hazard=0.03), np.zeros(64), np.zeros(64)
+    for length, first in zip(data.lengths, data.first_rows, strict=True):
+        for start in range(8, length):
+            for age, step in enumerate(range(start, min(length, start + 64))):
+                lives = (1 - hazard) ** age
+                dreamt[age] += lives * hazard
+                real[age] += lives * data.terminated[first + step].item()
+    spans = ((0, 8), (8, 16), (16, 32), (32, 64))
+    expected = [dreamt[a:b].sum() / real[a:b].sum() for a, b in spans]
+    assert list(mortality(knowing(hazard), data).values()) == pytest.approx(expected, rel=1e-4)
+
+
 def test_optimism_is_in_the_rewards_own_sd():
     assert reward_optimism(knowing(reward=3.0), trajectories()) == pytest.approx(1, abs=0.1)
     assert math.isnan(reward_optimism(WorldModel(WorldModelConfig(3, 1, 4, 1)), trajectories()))
