@@ -78,11 +78,12 @@ def real_starts(
         raise ValueError(f"no episode has {context} steps: choose a shorter context, or collect longer episodes")
     rows = rows[torch.randperm(len(rows), generator=generator, device=rows.device)[:most]]
     z = draw(DiagonalGaussian(episodes.codes.mean[rows], episodes.codes.logvar[rows]), generator)
-    if context:
-        _, state = model.remember(z[:, :-1], episodes.actions[rows[:, :-1]])
-    else:
-        state = model.start(len(rows))
-    return Starts(z[:, -1], state)
+    if not context:
+        return Starts(z[:, -1], model.start(len(rows)))
+    pieces = zip(z[:, :-1].split(2048), episodes.actions[rows[:, :-1]].split(2048), strict=True)
+    states = [model.remember(z_t, a_t)[1] for z_t, a_t in pieces]  # all at once, their h would take gigabytes
+    h, c = (torch.cat(parts) for parts in zip(*states, strict=True))
+    return Starts(z[:, -1], (h, c))
 
 
 class Stepper:

@@ -13,12 +13,14 @@ from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
 
 
-def dreaming(run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, seed: int) -> tuple[WorldModel, Starts]:
-    """The run's world model, and where its dreams may begin."""
+def dreaming(
+    run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, seed: int, most: int = 10_000
+) -> tuple[WorldModel, Starts]:
+    """The run's world model, and where its dreams may begin: as ``real_starts``."""
     latents, device = LatentStore(run.latents), pick_device("auto")
     latents.check_codec(vae)
     model = WorldModel.load(run.dynamics, vae.sha256, device)
-    return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, seed=seed)
+    return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, most, seed)
 
 
 def awake(store: RolloutStore, make_policy: MakePolicy, seeds: range, workers: int, name: str) -> Scores:

@@ -26,6 +26,7 @@ class DreamAgentConfig:
         memory: whose h the actor sees beside z: RUN/dynamics', which dreams, or nobody's.
         dream: of what kind.
         context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
+        starts: moments of real play that dreams begin at, at most (about 5 KB each).
         select_episodes: in reality, each time; on selection seeds, and counted.
         workers: environments stepped in parallel processes.
         learning: the actor-critic's.
@@ -34,6 +35,7 @@ class DreamAgentConfig:
     memory: Literal["none", "trained"] = "trained"
     dream: DreamConfig = field(default_factory=DreamConfig)
     context: int = 0
+    starts: int = 10_000
     select_episodes: int = 16
     workers: int = 2
     learning: ActorCriticConfig = field(default_factory=ActorCriticConfig)
@@ -60,7 +62,7 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
         scores = awake(store, lambda env: PixelAgent(agent, vae, env.num_envs), seeds, config.workers, "selection")
         return scores.mean, sum(scores.lengths)
 
-    model, starts = dreaming(run, store, vae, config.context, seed)
+    model, starts = dreaming(run, store, vae, config.context, seed, config.starts)
     return learn_in_dream(Agent(spec, memory), model, starts, config.dream, config.learning, run.agent, select)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,11 +43,12 @@ class Again:
 
     Attributes:
         collect: episodes played by the agent of the round before.
-        vae, dynamics: settings of trainings that set out from the weights of the round before.
+        vae, dynamics: settings of trainings that set out from the weights of the round before; without ``vae`` the
+            codec stays as it is.
     """
 
     collect: CollectConfig
-    vae: VAETrainingConfig
+    vae: VAETrainingConfig | None
     dynamics: DynamicsConfig
 
 
@@ -183,7 +185,7 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
     again = replace(
         config.again,
         collect=seeded(config.again.collect),
-        vae=replace(config.again.vae, seed=seed),
+        vae=config.again.vae and replace(config.again.vae, seed=seed),
         dynamics=replace(config.again.dynamics, seed=seed),
     )
     return replace(
@@ -223,20 +225,29 @@ def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFold
     """From play to an agent."""
     again = config.again
     if before is None:
-        plays, vae, dynamics, start = config.collect, config.vae, config.dynamics, None
+        plays, dynamics = config.collect, config.dynamics
     else:
         first = again.collect.first_seed + (number - 1) * again.collect.episodes
         plays = (replace(again.collect, first_seed=first, policy="agent", agent_run=before.path),)
-        vae, dynamics, start = again.vae, again.dynamics, before
+        dynamics = again.dynamics
     return {
         "collect": lambda: [collect(run, play) for play in plays],
-        "train_vae": lambda: train_vae(run, vae, start=FrameVAE.load(start.vae) if start else None),
+        "train_vae": lambda: refresh_codec(run, again.vae, before) if before else train_vae(run, config.vae),
         "encode": lambda: encode_rollouts(run),
-        "train_dynamics": lambda: train_dynamics(run, dynamics, world_model(start) if start else None),
+        "train_dynamics": lambda: train_dynamics(run, dynamics, world_model(before) if before else None),
         "train_agent": lambda: (
             learn(run, config.agent) if isinstance(config.agent, DreamAgentConfig) else train_agent(run, config.agent)
         ),
     }
+
+
+def refresh_codec(run: RunFolder, config: VAETrainingConfig | None, before: RunFolder) -> None:
+    """Goes on with the codec of the round before, or keeps it and what it has encoded."""
+    if config:
+        train_vae(run, config, start=FrameVAE.load(before.vae))
+        return
+    for name in ("vae", "latents"):
+        shutil.copytree(before.path / name, run.path / name, dirs_exist_ok=True)
 
 
 def world_model(run: RunFolder) -> WorldModel:

@@ -129,19 +129,21 @@ def test_without_heads_a_step_is_worth_one_and_nothing_ends_before_the_limit():
         assert truncated.tolist() == [step == 3] * 5
 
 
-def test_starts_are_real_codes_with_what_the_model_remembers_of_those_before(model):
-    played = episodes([9, 4, 12])
+@pytest.mark.parametrize("last", [12, 2500])
+def test_starts_are_real_codes_with_what_the_model_remembers_of_those_before(model, last):
+    played = episodes([9, 4, last])
     first = real_starts(model, played)
     assert len(first) == 3
     assert not first.state[0].any()
+    assert len(real_starts(model, played, context=5, most=3)) == 3
     later = real_starts(model, played, context=5)
-    assert len(later) == (9 - 4) + 0 + (12 - 4)
+    assert len(later) == (9 - 4) + 0 + (last - 4)
     rows = (later.z[:, None] - played.codes.mean).abs().amax(-1).argmin(1)
     for at, h in zip(rows.tolist(), later.state[0], strict=True):
         expected, _ = model.remember(played.codes.mean[None, at - 5 : at], played.actions[None, at - 5 : at])
         torch.testing.assert_close(h, expected[0, -1], atol=1e-4, rtol=1e-4)
-    with pytest.raises(ValueError, match="no episode has 13 steps"):
-        real_starts(model, played, context=13)
+    with pytest.raises(ValueError, match=f"no episode has {last + 1} steps"):
+        real_starts(model, played, context=last + 1)
     with pytest.raises(ValueError, match="context must be >= 0"):
         real_starts(model, played, context=-1)
 

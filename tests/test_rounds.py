@@ -16,12 +16,14 @@ from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
 from scripts.collect import CollectConfig
+from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig
 from scripts.learn_in_dream import DreamAgentConfig
-from scripts.pipeline import Again, PipelineConfig, run_pipeline, with_seed
+from scripts.pipeline import Again, PipelineConfig, refresh_codec, run_pipeline, with_seed
 from scripts.run_folder import RunFolder
 from worldvae import FrameSpec, FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig
 from worldvae.checkpoint import read_json
+from worldvae.latents import LatentStore
 
 PLAY = CollectConfig("tests.pixel_env:tests/Dot-v0", episodes=20, backend="sync", num_envs=4, frame=FrameSpec(32, 32))
 VAE = VAETrainingConfig(latent_size=4, objective=ObjectiveConfig(sigma=0.1, free_bits=0.0), passes=6, device="cpu")
@@ -78,6 +80,19 @@ def test_what_is_done_is_not_done_again_in_any_round(finished, capsys):
     run, _ = finished
     run_pipeline(run, with_seed(CONFIG, 0, "sync"))
     assert capsys.readouterr().out.count("done before") == 5 + 5 + 2
+
+
+def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path):
+    run, _ = finished
+    later = RunFolder(tmp_path, run.rollouts)
+    refresh_codec(later, None, run.round(0))
+    first = FrameVAE.load(run.round(0).vae)
+    assert FrameVAE.load(later.vae).sha256 == first.sha256 != FrameVAE.load(run.vae).sha256
+    assert len(LatentStore(later.latents)) == 20
+    encode_rollouts(later)
+    latents, store = LatentStore(later.latents), RolloutStore(run.rollouts)
+    assert len(latents) == 28
+    np.testing.assert_allclose(latents[27].mean, first.encode(store.visible_frames(27)).mean, atol=1e-4)
 
 
 def test_another_training_seed_plays_other_episodes_in_every_round():
