@@ -33,6 +33,7 @@ class DynamicsConfig:
         reward, termination: whether to predict them too; an end's probability is calibrated on the held-out
             episodes afterwards.
         balance: of ends, which are rare, and steps that go on: at 1 both kinds count as much, at 0 all steps do.
+        termination_weight: of the ends' loss beside the codes', whose nats are many more.
         restart: whether an input says that nothing is remembered yet.
         passes: how often each transition is seen, its codes drawn anew each time. At 0 there is one step alone:
             a world model all but untrained, whose dreams others can be compared with.
@@ -53,6 +54,7 @@ class DynamicsConfig:
     reward: bool = True
     termination: bool = True
     balance: float = 0.5
+    termination_weight: float = 1.0
     restart: bool = False
     passes: float = 100.0
     batch_size: int = 16
@@ -68,6 +70,8 @@ class DynamicsConfig:
     def __post_init__(self) -> None:
         if not (0 <= self.fed_back <= 1 and 0 <= self.balance <= 1 and 0 <= self.dropout < 1):
             raise ValueError(f"fed_back and balance must be in [0, 1], dropout in [0, 1): {self}")
+        if self.termination_weight < 0:
+            raise ValueError(f"termination_weight must be >= 0, got {self.termination_weight}")
         if min(self.hidden, self.mixtures, self.batch_size, self.most_steps) < 1:
             raise ValueError(f"hidden, mixtures, batch_size and most_steps must be >= 1: {self}")
 
@@ -153,7 +157,12 @@ def ends(model: WorldModel, episodes: Trajectories) -> tuple[Tensor, Tensor]:
 
 
 def negative_log_likelihood(
-    prediction: Prediction, z: Tensor, sequences: Sequences, reward_sd: Tensor, end_weight: Tensor | None = None
+    prediction: Prediction,
+    z: Tensor,
+    sequences: Sequences,
+    reward_sd: Tensor,
+    end_weight: Tensor | None = None,
+    termination_weight: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss in nats per step, and its parts: codes, reward (a Gaussian of the rewards' own sd), end.
 
@@ -161,6 +170,7 @@ def negative_log_likelihood(
         prediction: of the R real steps (``Sequences.real``).
         z: codes of all frames, float32 [B, T+1, Z].
         end_weight: how many times steps count that end an episode, float32 [].
+        termination_weight: how many times the end's part counts.
     """
     real = sequences.real
     nll_z = -prediction.z_tp1.log_prob(real(z[:, 1:])).sum(-1)
@@ -171,7 +181,8 @@ def negative_log_likelihood(
         parts["termination"] = functional.binary_cross_entropy_with_logits(
             prediction.termination, real(sequences.terminated), pos_weight=end_weight
         )
-    loss = torch.stack(list(parts.values())).sum()
+    weights = {"termination": termination_weight}
+    loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
     return loss, {"loss": loss.detach(), **{name: part.detach() for name, part in parts.items()}}
 
 
@@ -213,7 +224,14 @@ class DynamicsLearner:
             z_t = fed_back(self.model, z[:, :-1], sequences.a_t, self.config.fed_back, self.generator)
             h_tp1, _ = self.model.remember(z_t, sequences.a_t)
             prediction = self.model.predict(self._dropout(sequences.real(h_tp1)))
-        loss, parts = negative_log_likelihood(prediction, z, sequences, self.model.reward_moments[1], self.end_weight)
+        loss, parts = negative_log_likelihood(
+            prediction,
+            z,
+            sequences,
+            self.model.reward_moments[1],
+            self.end_weight,
+            self.config.termination_weight,
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)

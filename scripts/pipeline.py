@@ -168,23 +168,24 @@ TAKECOVER = PipelineConfig(
     ),
 )
 SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
+FOREBODING_M = replace(COVER_M, termination_weight=20.0)
 TAKECOVER_4 = replace(
     TAKECOVER,
     collect=tuple(replace(play, env=SKILL_4, episodes=n) for play, n in ((COVER, 180), (JITTER, 140), (FAR, 80))),
     vae=replace(COVER_VAE, passes=2),
-    dynamics=replace(COVER_M, passes=18),
+    dynamics=replace(FOREBODING_M, passes=18),
     agent=DreamAgentConfig(
         context=16,
         starts=60_000,
         dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
-        select_episodes=24,
-        learning=ActorCriticConfig(dreams=512, iterations=160, selections=4, entropy=-0.002),
+        select_episodes=32,
+        learning=ActorCriticConfig(dreams=512, iterations=240, selections=3, entropy=-0.002),
     ),
     rounds=3,
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(COVER_M, passes=10, learning_rate=1e-3),
+        dynamics=replace(FOREBODING_M, passes=10, learning_rate=1e-3),
     ),
 )
 PRESETS = {

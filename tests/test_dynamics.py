@@ -94,6 +94,16 @@ def loss_parts(model: WorldModel, z: torch.Tensor, sequences: Sequences) -> tupl
     return {name: part.item() for name, part in parts.items()}, list(torch.autograd.grad(loss, model.parameters()))
 
 
+def test_the_ends_part_counts_as_often_as_asked():
+    episode, model = batch_of(random_episode(6, 0)), random_model()
+    z = episode.codes.mean
+    h_tp1, _ = model.remember(z[:, :-1], episode.a_t)
+    told = model.predict(episode.real(h_tp1)), z, episode, torch.tensor(2.0)
+    once, parts = negative_log_likelihood(*told)
+    often, _ = negative_log_likelihood(*told, termination_weight=20.0)
+    torch.testing.assert_close(often, once + 19 * parts["termination"])
+
+
 def batch_of(*episodes: LatentEpisode) -> Sequences:
     (sequences,) = Trajectories(list(episodes), SPACE, CPU).whole()
     return sequences
