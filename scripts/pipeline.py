@@ -178,14 +178,14 @@ TAKECOVER_4 = replace(
         context=16,
         starts=60_000,
         dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
-        select_episodes=32,
-        learning=ActorCriticConfig(dreams=512, iterations=240, selections=3, entropy=-0.002),
+        select_episodes=48,
+        learning=ActorCriticConfig(dreams=512, iterations=160, selections=2, entropy=0.02),  # else it stands still
     ),
-    rounds=3,
+    rounds=2,
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(FOREBODING_M, passes=10, learning_rate=1e-3),
+        dynamics=replace(FOREBODING_M, passes=15, learning_rate=1e-3),
     ),
 )
 PRESETS = {
