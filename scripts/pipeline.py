@@ -168,12 +168,11 @@ TAKECOVER = PipelineConfig(
     ),
 )
 SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
-FOREBODING_M = replace(COVER_M, termination_weight=20.0)
 TAKECOVER_4 = replace(
     TAKECOVER,
     collect=tuple(replace(play, env=SKILL_4, episodes=n) for play, n in ((COVER, 180), (JITTER, 140), (FAR, 80))),
     vae=replace(COVER_VAE, passes=2),
-    dynamics=replace(FOREBODING_M, passes=18),
+    dynamics=replace(COVER_M, termination_weight=20.0, passes=18),
     agent=DreamAgentConfig(
         context=16,
         starts=60_000,
@@ -185,7 +184,7 @@ TAKECOVER_4 = replace(
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(FOREBODING_M, passes=15, learning_rate=1e-3),
+        dynamics=replace(COVER_M, termination_weight=20.0, passes=15, learning_rate=1e-3),
     ),
 )
 PRESETS = {
