@@ -178,7 +178,7 @@ TAKECOVER_4 = replace(
         starts=60_000,
         dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
         select_episodes=48,
-        learning=ActorCriticConfig(dreams=512, iterations=160, selections=2, entropy=0.02),  # else it stands still
+        learning=ActorCriticConfig(dreams=512, iterations=160, selections=2, entropy=0.02),
     ),
     rounds=2,
     again=Again(
