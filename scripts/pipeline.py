@@ -180,7 +180,7 @@ TAKECOVER_4 = replace(
         select_episodes=48,
         learning=ActorCriticConfig(dreams=512, iterations=160, selections=2, entropy=0.02),
     ),
-    rounds=2,
+    rounds=3,
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
