@@ -65,10 +65,10 @@ def real_starts(
         context: real steps before a start that M takes in; 0: starts are episodes' first frames.
 
     Raises:
-        ValueError: a negative context, or no episode is as long.
+        ValueError: a negative context, no starts asked for, or no episode is as long.
     """
-    if context < 0:
-        raise ValueError(f"context must be >= 0, got {context}")
+    if context < 0 or most < 1:
+        raise ValueError(f"context must be >= 0, and starts at least 1, got {context} and {most}")
     generator = torch.Generator(episodes.device).manual_seed(seed)
     if context:
         rows = episodes.windows(context + 1)

@@ -146,6 +146,8 @@ def test_starts_are_real_codes_with_what_the_model_remembers_of_those_before(mod
         real_starts(model, played, context=last + 1)
     with pytest.raises(ValueError, match="context must be >= 0"):
         real_starts(model, played, context=-1)
+    with pytest.raises(ValueError, match="starts at least 1"):
+        real_starts(model, played, most=0)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
