@@ -37,7 +37,8 @@ class ActorCriticConfig:
     Attributes:
         dreams: that step together.
         horizon: steps of each dream between two updates.
-        iterations: updates, at most.
+        dreamers: that learn one after the other, of weights and dreams drawn anew; the best in reality is kept.
+        iterations: updates of each, at most.
         minutes: stop earlier after so much wall time.
         epochs, minibatches: passes over an update's steps, and parts of each pass.
         hidden: width of both hidden layers of actor and critic.
@@ -46,12 +47,13 @@ class ActorCriticConfig:
         clip: how far an action's probability may move in an update.
         entropy: nats are worth so much return.
         learning_rate: Adam's at the start; it falls to nothing in a line.
-        selections: times that the actor is scored in reality, evenly; the best is kept. 0: the last is.
+        selections: times that each actor is scored in reality, evenly; the best is kept. 0: the last is.
         seed: of weights, noise and dreams.
     """
 
     dreams: int = 1024
     horizon: int = 32
+    dreamers: int = 1
     iterations: int = 200
     minutes: float | None = None
     epochs: int = 2
@@ -66,11 +68,13 @@ class ActorCriticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dreams", "horizon", "iterations", "epochs", "minibatches", "hidden"):
+        for name in ("dreams", "horizon", "dreamers", "iterations", "epochs", "minibatches", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.selections <= self.iterations:
             raise ValueError(f"selections must be in 0..iterations ({self.iterations}), got {self.selections}")
+        if self.dreamers > 1 and not self.selections:
+            raise ValueError(f"of {self.dreamers} dreamers only selections in reality tell the best: at least 1")
 
 
 def learn_in_dream(
@@ -98,7 +102,7 @@ def learn_in_dream(
         count,
         learner,
         FitConfig(
-            config.iterations,
+            config.dreamers * config.iterations,
             log_every=max(1, config.iterations // 40),
             checkpoint_every=max(1, config.iterations // 10),
             seconds=None if config.minutes is None else 60 * config.minutes,
@@ -157,8 +161,11 @@ class ActorCritic:
     def step(self, iteration: int) -> dict[str, Tensor]:
         """Dreams on for ``horizon`` steps, then learns from them."""
         config = self.config
+        update = iteration % config.iterations
+        if iteration and not update:
+            self._begin_anew()
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * (1 - iteration / config.iterations)
+            group["lr"] = config.learning_rate * (1 - update / config.iterations)
         experience, told = self._dreamt()
         self.dream_steps += experience.value.numel()
         flat = [getattr(experience, name).flatten(0, 1) for name in Experience.__dataclass_fields__]
@@ -171,6 +178,16 @@ class ActorCritic:
         if self._is_due():
             self._select()
         return {**told, **parts}
+
+    def _begin_anew(self) -> None:
+        """The next dreamer: other weights, other dreams."""
+        dream = self.dream
+        torch.manual_seed(int(dream.draw_starts(1)))
+        for module in (*self.actor.modules(), *self.critic.modules()):
+            getattr(module, "reset_parameters", bool)()
+        self.optimiser.state.clear()
+        dream.begin(dream.draw_starts(len(dream)))
+        self.returns = torch.zeros_like(self.returns)
 
     @torch.no_grad()
     def _dreamt(self) -> tuple[Experience, dict[str, Tensor]]:
@@ -255,7 +272,8 @@ class ActorCritic:
 
     def _is_due(self) -> bool:
         config = self.config
-        return config.selections > 0 and self.updates % (config.iterations // config.selections) == 0
+        update = (self.updates - 1) % config.iterations + 1
+        return update * config.selections // config.iterations > (update - 1) * config.selections // config.iterations
 
     def observe(self) -> Metrics:
         """Dream steps, env steps of selection, and the last and the best mean return there."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agents.actor_critic import ActorCriticConfig
+from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from agents.learning import LearningConfig
@@ -168,23 +170,24 @@ TAKECOVER = PipelineConfig(
     ),
 )
 SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
+SKILL_4_M = replace(COVER_M, termination_weight=20.0, passes=18)
 TAKECOVER_4 = replace(
     TAKECOVER,
     collect=tuple(replace(play, env=SKILL_4, episodes=n) for play, n in ((COVER, 180), (JITTER, 140), (FAR, 80))),
     vae=replace(COVER_VAE, passes=2),
-    dynamics=replace(COVER_M, termination_weight=20.0, passes=18),
+    dynamics=SKILL_4_M,
     agent=DreamAgentConfig(
         context=16,
         starts=60_000,
         dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
         select_episodes=48,
-        learning=ActorCriticConfig(dreams=512, iterations=160, selections=2, entropy=0.02),
+        learning=ActorCriticConfig(dreams=512, dreamers=3, iterations=160, selections=1, entropy=0.02),
     ),
     rounds=3,
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(COVER_M, termination_weight=20.0, passes=15, learning_rate=1e-3),
+        dynamics=replace(SKILL_4_M, learning_rate=1e-3),
     ),
 )
 PRESETS = {
@@ -239,6 +242,8 @@ def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
             print(f"\n==== round {number + 1} of {config.rounds}")
         do(here, a_round(here, config, number, before))
         before = here
+    if run.earlier and config.again.vae is None:
+        do(run, {"keep_best": lambda: keep_best(run)})
     judge = {
         "evaluate_random": lambda: score(run, replace(config.evaluate, policy="random")),
         "evaluate": lambda: score(run, config.evaluate),
@@ -274,6 +279,17 @@ def refresh_codec(run: RunFolder, config: VAETrainingConfig | None, before: RunF
         return
     for name in ("vae", "latents"):
         shutil.copytree(before.path / name, run.path / name, dirs_exist_ok=True)
+
+
+def keep_best(run: RunFolder) -> None:
+    """Makes the agent that lived longest by selection, of whichever round on the same codec, the run's."""
+    rounds = [run, *run.earlier]
+    told = [read_json(here.agent / "config.json")["training"] for here in rounds]
+    selected = [each.get("best_ever", -math.inf) for each in told]
+    best = selected.index(max(selected))  # the last round's where nothing tells them apart
+    if rounds[best] is not run:
+        print(f"{rounds[best].agent} has {selected[best]:.1f} by selection, the last round's {selected[0]:.1f}")
+        Agent.load(rounds[best].agent).save(run.agent, {**told[0], "best_ever": selected[best]})
 
 
 def world_model(run: RunFolder) -> WorldModel:

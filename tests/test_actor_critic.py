@@ -111,9 +111,52 @@ def test_reality_selects_the_best_and_that_is_counted(tmp_path):
     assert (told["best_ever"], told["selected"], told["select_env_steps"]) == (9, 1, 400)
 
 
-def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch):
-    model, config = deadly(), replace(CONFIG, iterations=6)
-    whole = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "whole")
+def test_each_dreamer_learns_of_weights_of_its_own_and_the_best_is_kept(tmp_path):
+    model = deadly()
+    begin = replace(starts(), state=model.start(5))
+    scores: list[float] = []
+    weights: list[torch.Tensor] = []
+
+    def select(agent: Agent, asked: int) -> tuple[float, int]:
+        scores.append(lived(agent, model, begin))
+        weights.append(next(iter(agent.actor.parameters())).detach().clone())
+        return scores[-1] + (asked == 1), 100  # the second dreamer's
+
+    config = replace(CONFIG, dreamers=3, selections=1)
+    learned = learn_in_dream(agent_of(model), model, begin, DREAM, config, tmp_path, select)
+    assert len(scores) == 3
+    assert min(scores) > 55
+    assert (weights[0] - weights[1]).abs().max() > 0.1
+    assert (weights[1] - weights[2]).abs().max() > 0.1
+    assert torch.equal(next(iter(learned.actor.parameters())), weights[1])
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["dream_steps"] == 3 * 60 * 8 * 64
+
+
+@pytest.mark.parametrize(
+    ("selections", "updates"), [(1, [8]), (2, [4, 8]), (3, [3, 6, 8]), (8, [1, 2, 3, 4, 5, 6, 7, 8])]
+)
+def test_selections_are_spread_evenly_and_the_last_actor_is_scored(tmp_path, selections, updates):
+    model, at = deadly(), []
+    config = replace(CONFIG, dreams=4, iterations=8, selections=selections)
+
+    def select(agent: Agent, asked: int) -> tuple[float, int]:
+        at.append(learner.updates)
+        return 0.0, 1
+
+    learner = ActorCritic(agent_of(model), Dream(model, starts(), 4, DREAM), config, select)
+    for iteration in range(8):
+        learner.step(iteration)
+    learner.finish()
+    assert at == updates
+
+
+@pytest.mark.parametrize("dreamers", [1, 3])
+def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch, dreamers):
+    def select(agent: Agent, asked: int) -> tuple[float, int]:
+        return float(asked), 1  # the last
+
+    model, config = deadly(), replace(CONFIG, dreamers=dreamers, iterations=6 // dreamers, selections=1)
+    whole = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "whole", select)
     step = ActorCritic.step
 
     def interrupted(self, iteration):
@@ -123,14 +166,16 @@ def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch
 
     monkeypatch.setattr(ActorCritic, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut")
+        learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut", select)
     monkeypatch.undo()
-    resumed = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut")
+    resumed = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut", select)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("wrong", [{"dreams": 0}, {"horizon": 0}, {"selections": -1}, {"selections": 100}])
+@pytest.mark.parametrize(
+    "wrong", [{"dreams": 0}, {"horizon": 0}, {"dreamers": 0}, {"selections": -1}, {"selections": 100}]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         replace(CONFIG, **wrong)

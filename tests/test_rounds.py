@@ -9,9 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 from agents.actor_critic import ActorCriticConfig
+from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
@@ -19,7 +21,7 @@ from scripts.collect import CollectConfig
 from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig
 from scripts.learn_in_dream import DreamAgentConfig
-from scripts.pipeline import Again, PipelineConfig, refresh_codec, run_pipeline, with_seed
+from scripts.pipeline import Again, PipelineConfig, keep_best, refresh_codec, run_pipeline, with_seed
 from scripts.run_folder import RunFolder
 from worldvae import FrameSpec, FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig
 from worldvae.checkpoint import read_json
@@ -93,6 +95,21 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
     latents, store = LatentStore(later.latents), RolloutStore(run.rollouts)
     assert len(latents) == 28
     np.testing.assert_allclose(latents[27].mean, first.encode(store.visible_frames(27)).mean, atol=1e-4)
+
+
+@pytest.mark.parametrize(("selected", "kept"), [((7.0, 3.0), 0), ((7.0, 9.0), 1), ((None, None), 1)])
+def test_the_best_agent_of_all_rounds_is_kept_and_the_last_rounds_cost_stays(finished, tmp_path, selected, kept):
+    run, judged = finished[0], RunFolder(tmp_path)
+    agents = [Agent.load(folder.agent) for folder in (run.round(0), run)]
+    for agent, folder, score in zip(agents, (judged.round(0), judged), selected, strict=True):
+        told = {"select_env_steps": 80 if folder is judged else 50}
+        agent.save(folder.agent, told if score is None else {**told, "best_ever": score})
+    keep_best(judged)
+    for one, other in zip(Agent.load(judged.agent).parameters(), agents[kept].parameters(), strict=True):
+        assert torch.equal(one, other)
+    told = read_json(judged.agent / "config.json")["training"]
+    assert told["select_env_steps"] == 80
+    assert told.get("best_ever") == selected[kept]
 
 
 def test_another_training_seed_plays_other_episodes_in_every_round():
