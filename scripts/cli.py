@@ -50,17 +50,18 @@ JSON = Annotated[
 def run(main: Callable[..., Any]) -> None:
     """Calls ``main`` with its arguments from the command line (tyro).
 
-    A mistake of the user's or the machine's ends with one sentence and exit code 1, Ctrl-C with
-    130. WORLDVAE_DEBUG=1 shows the traceback instead.
+    A mistake of the user's or the machine's ends with one sentence and exit code 1, Ctrl-C and SIGTERM (a
+    cluster's) with 130. WORLDVAE_DEBUG=1 shows the traceback instead.
     """
-    if callable(signal.getsignal(signal.SIGINT)):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell's background jobs do not hear Ctrl-C
+            signal.signal(number, signal.default_int_handler)
     torch.backends.cuda.matmul.allow_tf32 = True  # as its convolutions do: dreams are 1.7 times as fast
     try:
         tyro.cli(main)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and saved: only leaving is left
+        _only_leave()
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _only_leave()
         sys.exit(130)
     except (ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError) as error:
         if os.environ.get("WORLDVAE_DEBUG"):
@@ -69,6 +70,12 @@ def run(main: Callable[..., Any]) -> None:
         if " " not in text:  # no sentence of ours
             text = f"{type(error).__name__} {text} (WORLDVAE_DEBUG=1 shows where)"
         sys.exit(f"error: {text}")
+
+
+def _only_leave() -> None:
+    """All is done and saved: Ctrl-C changes nothing any more, and SIGTERM ends at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def provenance() -> dict[str, str]:

@@ -72,13 +72,22 @@ def test_an_interrupted_run_equals_an_unbroken_one(tmp_path, stop_at):
     assert [entry["step"] for entry in resumed_log] == [entry["step"] for entry in log]
 
 
-def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(tmp_path):
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def stop(request):
+    """Sends this process what ends a command line."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield lambda: signal.raise_signal(request.param)
+    assert signal.getsignal(request.param) is signal.default_int_handler
+    signal.signal(request.param, before)
+
+
+def test_what_comes_in_the_middle_of_a_step_lets_the_step_end(tmp_path, stop):
     unbroken, _ = train(tmp_path / "a")
     model = Regression()
 
     def step(batch):
         if model.steps == 12:
-            signal.raise_signal(signal.SIGINT)
+            stop()
         return model.step(batch)
 
     with pytest.raises(KeyboardInterrupt):
@@ -87,17 +96,16 @@ def test_ctrl_c_in_the_middle_of_a_step_lets_the_step_end(tmp_path):
     resumed, _ = train(tmp_path / "b")
     for ours, theirs in zip(unbroken.line.parameters(), resumed.line.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_does_not_wait_and_leaves_the_checkpoint_as_it_was(tmp_path):
+def test_a_second_one_does_not_wait_and_leaves_the_checkpoint_as_it_was(tmp_path, stop):
     model = Regression()
 
     def step(batch):
         metrics = model.step(batch)
         if model.steps == 13:
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            stop()
+            stop()
         return metrics
 
     with pytest.raises(KeyboardInterrupt):

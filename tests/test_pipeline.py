@@ -122,7 +122,9 @@ def test_runs_are_gathered_into_one_record_and_picture(tiny_run, tmp_path):
     assert cv2.imread(str(tmp_path / "all.png")) is not None
 
 
-def test_ctrl_c_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path):
+@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_stopped_it_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path, number, to_all):
+    """As a terminal stops it, its workers too, and as a cluster does, which knows only its own process."""
     gate = tmp_path / "the third pair of episodes waits while this file is here"
     gate.touch()
     trouble = json.dumps({"length": 30, "trouble": str(gate), "at": [4, 9]})
@@ -132,10 +134,13 @@ def test_ctrl_c_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path)
     give_up = time.monotonic() + 120
     while len(list((tmp_path / "rollouts").glob("episode-*"))) < 4 and time.monotonic() < give_up:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    (os.killpg if to_all else os.kill)(process.pid, number)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in stderr
+    assert json.loads((tmp_path / "stages.json").read_text())["collect"]["seconds"] > 0
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # nobody is left
     assert sorted(episode.seed for episode in RolloutStore(tmp_path / "rollouts")) == [0, 1, 2, 3]
     gate.unlink()
     subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=120)

@@ -74,6 +74,7 @@ def make_vector_env(
     def make_one() -> gymnasium.Env:
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes us
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         return Witness(make_pixel_env(env_id, key, max_episode_steps, kwargs, action_repeat), env_id)
 
     one = make_one()  # an unknown id is told here, in a sentence, not inside a worker
