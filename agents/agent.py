@@ -67,9 +67,10 @@ class AgentSpec:
 
     def __post_init__(self) -> None:
         space, scale = self.action_space, self.action_scale
-        fits = isinstance(space, Box) and len(scale) == np.prod(space.shape) and all(0 < share <= 1 for share in scale)
-        if scale and not fits:
-            raise ValueError(f"action_scale needs a share in (0, 1] for each number of a Box action: {scale}, {space}")
+        weaker = all(0 < share <= 1 for share in scale)
+        floats = isinstance(space, Box) and np.issubdtype(space.dtype, np.floating) and np.prod(space.shape)
+        if scale and not (weaker and len(scale) == floats):
+            raise ValueError(f"action_scale needs a share in (0, 1] for each float of a Box action: {scale}, {space}")
         if scale and not space.contains(np.zeros(space.shape, space.dtype)):
             raise ValueError(f"action_scale needs an action space with 0 in it, or weaker actions leave it: {space}")
 

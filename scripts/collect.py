@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from agents.agent import Agent, PixelAgent
-from agents.evaluation import SELECTION_SEEDS
+from agents.evaluation import SELECTION_SEEDS, spread
 from scripts import cli
 from scripts.run_folder import RunFolder
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
@@ -106,7 +106,7 @@ def summary(store: RolloutStore, episodes: list[int]) -> str:
     varied = diversity(np.concatenate([store.visible_frames(i)[::4] for i in episodes[:64]]))
     lines = [
         f"{len(episodes)} episodes, {sum(lengths)} env steps, length {np.mean(lengths):.0f} "
-        f"({min(lengths)}..{max(lengths)}), return {np.mean(returns):.1f} ± {np.std(returns):.1f}",
+        f"({min(lengths)}..{max(lengths)}), return {spread(float(np.mean(returns)), float(np.std(returns)), 1)}",
         f"frames: pixels vary by {varied.pixel_sd:.1f} grey levels (healthy: above 5), "
         f"{varied.distinct:.0%} distinct (healthy: above 50%)",
     ]

@@ -167,10 +167,12 @@ def test_an_agent_with_an_action_scale_means_the_same_and_plays_weaker(pipeline,
         np.testing.assert_allclose(weak, strong * scale, rtol=1e-6)
         assert weak.dtype == strong.dtype
     for wrong in ((0.5,) * (moves + 1), (0.0,) * moves, (1.5,) * moves):
-        with pytest.raises(ValueError, match="a share in \\(0, 1\\] for each number of a Box action"):
+        with pytest.raises(ValueError, match="a share in \\(0, 1\\] for each float of a Box action"):
             replace(whole.spec, action_scale=wrong)
     with pytest.raises(ValueError, match="an action space with 0 in it"):
         replace(whole.spec, action_scale=scale, action_space=Box(1, 2, (moves,), np.float32))
+    with pytest.raises(ValueError, match="for each float of a Box action"):
+        replace(whole.spec, action_scale=scale, action_space=Box(0, 9, (moves,), np.int64))
 
 
 class Mortal(gymnasium.Env):

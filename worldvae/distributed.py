@@ -81,17 +81,18 @@ def joined(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    signal.signal(signal.SIGTERM, _stopped)  # torchrun's, within milliseconds of another process's death
+    before = signal.signal(signal.SIGTERM, _stopped)  # torchrun's, within milliseconds of another process's death
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size)
-    except RuntimeError as error:
-        if not _is_of_the_connection(error):
-            raise
-        raise RuntimeError(ANOTHER_DIED) from error
+        signal.signal(signal.SIGTERM, before)
+    except BaseException as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends: what it has to say comes first
+        if isinstance(error, RuntimeError) and _is_of_the_connection(error):
+            raise RuntimeError(ANOTHER_DIED) from error
+        raise
     finally:
         dist.destroy_process_group()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _stopped(*_: object) -> None:
