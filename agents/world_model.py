@@ -188,7 +188,8 @@ class WorldModel(nn.Module):
     @torch.no_grad()
     def advance(self, z_t: Tensor, a_t: Tensor, state: State) -> State:
         """One step: z_t [B, Z], a_t [B, A] and the state before them -> the state after."""
-        return self.remember(z_t[:, None], a_t[:, None], state)[1]
+        seen = [z_t, a_t, blank(state[1])] if self.config.restart else [z_t, a_t]
+        return torch.lstm_cell(torch.cat(seen, -1), state, *self.lstm.all_weights[0])  # a sequence of one takes 4 times
 
     @torch.no_grad()
     def imagine(
