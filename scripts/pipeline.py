@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -242,8 +243,6 @@ def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
             print(f"\n==== round {number + 1} of {config.rounds}")
         do(here, a_round(here, config, number, before))
         before = here
-    if run.earlier and config.again.vae is None:
-        do(run, {"keep_best": lambda: keep_best(run)})
     judge = {
         "evaluate_random": lambda: score(run, replace(config.evaluate, policy="random")),
         "evaluate": lambda: score(run, config.evaluate),
@@ -261,7 +260,7 @@ def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFold
         first = again.collect.first_seed + (number - 1) * again.collect.episodes
         plays = (replace(again.collect, first_seed=first, policy="agent", agent_run=before.path),)
         dynamics = again.dynamics
-    return {
+    stages: dict[str, Stage] = {
         "collect": lambda: [collect(run, play) for play in plays],
         "train_vae": lambda: refresh_codec(run, again.vae, before) if before else train_vae(run, config.vae),
         "encode": lambda: encode_rollouts(run),
@@ -270,6 +269,9 @@ def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFold
             learn(run, config.agent) if isinstance(config.agent, DreamAgentConfig) else train_agent(run, config.agent)
         ),
     }
+    if before and again.vae is None:
+        stages["keep_best"] = partial(keep_best, run, before)
+    return stages
 
 
 def refresh_codec(run: RunFolder, config: VAETrainingConfig | None, before: RunFolder) -> None:
@@ -281,15 +283,13 @@ def refresh_codec(run: RunFolder, config: VAETrainingConfig | None, before: RunF
         shutil.copytree(before.path / name, run.path / name, dirs_exist_ok=True)
 
 
-def keep_best(run: RunFolder) -> None:
-    """Makes the agent that lived longest by selection, of whichever round on the same codec, the run's."""
-    rounds = [run, *run.earlier]
-    told = [read_json(here.agent / "config.json")["training"] for here in rounds]
-    selected = [each.get("best_ever", -math.inf) for each in told]
-    best = selected.index(max(selected))  # the last round's where nothing tells them apart
-    if rounds[best] is not run:
-        print(f"{rounds[best].agent} has {selected[best]:.1f} by selection, the last round's {selected[0]:.1f}")
-        Agent.load(rounds[best].agent).save(run.agent, {**told[0], "best_ever": selected[best]})
+def keep_best(run: RunFolder, before: RunFolder) -> None:
+    """Keeps the agent of the round before, on the same codec, where it lived longer by selection."""
+    own, other = (read_json(here.agent / "config.json")["training"] for here in (run, before))
+    own_score, score_before = (told.get("best_ever", -math.inf) for told in (own, other))
+    if score_before > own_score:
+        print(f"the agent of the round before stays: {score_before:.1f} by selection, this one {own_score:.1f}")
+        Agent.load(before.agent).save(run.agent, {**own, "best_ever": score_before})
 
 
 def world_model(run: RunFolder) -> WorldModel:

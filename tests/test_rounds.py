@@ -98,13 +98,13 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
 
 
 @pytest.mark.parametrize(("selected", "kept"), [((7.0, 3.0), 0), ((7.0, 9.0), 1), ((None, None), 1)])
-def test_the_best_agent_of_all_rounds_is_kept_and_the_last_rounds_cost_stays(finished, tmp_path, selected, kept):
+def test_the_better_agent_of_two_rounds_is_kept_and_the_last_rounds_cost_stays(finished, tmp_path, selected, kept):
     run, judged = finished[0], RunFolder(tmp_path)
     agents = [Agent.load(folder.agent) for folder in (run.round(0), run)]
     for agent, folder, score in zip(agents, (judged.round(0), judged), selected, strict=True):
         told = {"select_env_steps": 80 if folder is judged else 50}
         agent.save(folder.agent, told if score is None else {**told, "best_ever": score})
-    keep_best(judged)
+    keep_best(judged, judged.round(0))
     for one, other in zip(Agent.load(judged.agent).parameters(), agents[kept].parameters(), strict=True):
         assert torch.equal(one, other)
     told = read_json(judged.agent / "config.json")["training"]
