@@ -13,13 +13,17 @@ from worldvae.measures.latents import statistics
 from worldvae.rollouts import RolloutStore
 from worldvae.vae import FrameVAE
 
+EVERY = 16
+"""Of this many frames one is decoded to tell the PSNR: to decode all would take longer than to encode them."""
+
 
 def encode_rollouts(run: RunFolder, precision: Precision = "float32") -> LatentStore:
     """Encodes ``run``'s rollouts, prints bytes per frame and PSNR beside image formats'."""
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     latents = encode(store, vae, run.latents, precision)
-    frames = np.concatenate([store.visible_frames(i)[::16] for i in range(len(store))])[:512]
-    sizes = {f"latents {precision}": (bytes_per_frame(latents), psnr(round_trip_mse(store, latents, vae)))}
+    frames = np.concatenate([store.visible_frames(i)[::EVERY] for i in range(len(store))])[:512]
+    error = round_trip_mse(store, latents, vae, EVERY)
+    sizes = {f"latents {precision}": (bytes_per_frame(latents), psnr(error))}
     sizes |= image_format_sizes(frames)
     sizes["raw uint8"] = (float(frames[0].nbytes), float("inf"))
     write_json(run.latents / "sizes.json", {name: {"bytes": b, "psnr": str(p)} for name, (b, p) in sizes.items()})

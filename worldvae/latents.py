@@ -156,13 +156,13 @@ def restore(stored: dict[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
     return (low + step * stored[name]).astype(np.float32)
 
 
-def round_trip_mse(rollouts: RolloutStore, latents: LatentStore, vae: FrameVAE) -> float:
-    """Mean squared error (pixels in [0, 1]) of frames decoded from the stored codes' means."""
+def round_trip_mse(rollouts: RolloutStore, latents: LatentStore, vae: FrameVAE, every: int = 1) -> float:
+    """Mean squared error (pixels in [0, 1]) of frames, each ``every``-th, decoded from the stored codes' means."""
     total, count = 0.0, 0
     for i in range(len(latents)):
         tensors, _ = rollouts.episodes.read(latents.indices[i], ("frames",))
-        decoded = vae.decode(torch.from_numpy(latents[i].mean)).cpu().numpy()
-        error = decoded.astype(np.float32) - tensors["frames"]
+        decoded = vae.decode(torch.from_numpy(latents[i].mean[::every])).cpu().numpy()
+        error = decoded.astype(np.float32) - tensors["frames"][::every]
         total, count = total + float(np.square(error).sum()) / 255**2, count + error.size
     return total / count
 
