@@ -14,6 +14,7 @@ from agents.agent import Agent, PixelAgent
 from agents.evaluation import SELECTION_SEEDS, spread
 from scripts import cli
 from scripts.run_folder import RunFolder
+from worldvae.devices import one_thread
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
 from worldvae.frames import FrameSpec
 from worldvae.measures.images import diversity
@@ -76,7 +77,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
     )
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
-    with closing(env):
+    with closing(env), one_thread():
         store = RolloutStore.create(
             run.rollouts,
             env_id=config.env,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pick_device, precision
+from worldvae.devices import CapturedStep, autocast, one_thread, out_of_memory_in_words, pick_device, precision
 
 CPU = torch.device("cpu")
 
@@ -41,3 +41,16 @@ def test_products_under_autocast_have_the_devices_precision():
 def test_a_step_on_the_cpu_is_called_as_it_is():
     step = CapturedStep(lambda x, y: {"sum": (x + y).sum()}, CPU)
     assert [step(torch.ones(n), torch.ones(n))["sum"].item() for n in (1, 2, 5, 2)] == [2, 4, 10, 4]
+
+
+def test_one_thread_is_for_a_while():
+    def fail() -> None:
+        assert torch.get_num_threads() == 1
+        raise ValueError("wrong")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    with pytest.raises(ValueError, match="wrong"), one_thread():
+        fail()
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
