@@ -182,7 +182,7 @@ class ActorCritic:
     def _begin_anew(self) -> None:
         """The next dreamer: other weights, other dreams."""
         dream = self.dream
-        torch.manual_seed(int(dream.draw_starts(1)))
+        torch.manual_seed(int(torch.randint(2**31, (), generator=dream.generator, device=dream.device)))
         for module in (*self.actor.modules(), *self.critic.modules()):
             getattr(module, "reset_parameters", bool)()
         self.optimiser.state.clear()
