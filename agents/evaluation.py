@@ -18,7 +18,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from worldvae.devices import one_thread
+from worldvae.devices import on_threads
 from worldvae.environments import closing, make_vector_env
 from worldvae.policies import BehaviourPolicy
 from worldvae.record import interact
@@ -112,7 +112,7 @@ def evaluate(
     )
     running_return, running_length = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
     played: dict[int, tuple[float, int]] = {}
-    with closing(env), one_thread(), tqdm(total=len(seeds), desc=name, unit="episode", dynamic_ncols=True) as bar:
+    with closing(env), on_threads(1), tqdm(total=len(seeds), desc=name, unit="episode", dynamic_ncols=True) as bar:
         for step in interact(env, make_policy(env), seeds):
             running_return[step.started] = running_length[step.started] = 0
             running_return += step.rewards_tp1

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from scripts import cli
 from worldvae.batches import frame_batches
 from worldvae.checkpoint import write_record
+from worldvae.devices import on_threads
 from worldvae.frames import FrameSpec
 from worldvae.rollouts import Episode, RolloutStore
 
@@ -109,15 +110,13 @@ def in_a_process(*arguments: Any) -> list[tuple[float, ...]]:
 
 def memcpy(threads: int, size: int = 1 << 29) -> float:
     """Best of several copies of a block larger than the caches, GB/s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
     seconds = []
-    for _ in range(7):
-        begin = time.perf_counter()
-        target.copy_(source)
-        seconds.append(time.perf_counter() - begin)
-    torch.set_num_threads(before)
+    with on_threads(threads):
+        source, target = torch.ones(size, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+        for _ in range(7):
+            begin = time.perf_counter()
+            target.copy_(source)
+            seconds.append(time.perf_counter() - begin)
     return size / min(seconds) / 1e9
 
 

@@ -14,7 +14,7 @@ from agents.agent import Agent, PixelAgent
 from agents.evaluation import SELECTION_SEEDS, spread
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.devices import one_thread
+from worldvae.devices import on_threads
 from worldvae.environments import Backend, CutWithoutReward, closing, make_vector_env
 from worldvae.frames import FrameSpec
 from worldvae.measures.images import diversity
@@ -77,7 +77,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
     )
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
-    with closing(env), one_thread():
+    with closing(env), on_threads(1):
         store = RolloutStore.create(
             run.rollouts,
             env_id=config.env,

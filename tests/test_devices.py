@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldvae.devices import CapturedStep, autocast, one_thread, out_of_memory_in_words, pick_device, precision
+from worldvae.devices import CapturedStep, autocast, on_threads, out_of_memory_in_words, pick_device, precision
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,7 @@ def test_one_thread_is_for_a_while():
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    with pytest.raises(ValueError, match="wrong"), one_thread():
+    with pytest.raises(ValueError, match="wrong"), on_threads(1):
         fail()
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)

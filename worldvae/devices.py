@@ -115,10 +115,10 @@ class CapturedStep:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread meanwhile: for a few frames at a time more gain nothing, and take environments' cores."""
+def on_threads(count: int) -> Iterator[None]:
+    """PyTorch on so many threads meanwhile. For a few frames at a time 1 is best: more take the environments' cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
