@@ -137,7 +137,7 @@ def nll_per_step(forecaster: Forecaster, data: Trajectories, seed: int = 0) -> f
     return total / max(count, 1)
 
 
-def open_loop(forecaster: Forecaster, data: Trajectories, most: int = 2048) -> dict[int, float]:
+def open_loop(forecaster: Forecaster, data: Trajectories, most: int = 512) -> dict[int, float]:
     """Squared error of k-step forecasts over the codes' variance, by k, from posterior means."""
     rows = forecast_rows(data, most)
     if rows is None:

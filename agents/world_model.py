@@ -214,11 +214,13 @@ class WorldModel(nn.Module):
         known = context.shape[1]
         if not 1 <= known <= actions.shape[1]:
             raise ValueError(f"a dream needs codes and an action after them, got {known} and {actions.shape[1]}")
-        _, state = self(context[:, :-1], actions[:, : known - 1]) if known > 1 else (None, None)
+        state = self.start(len(context))
+        if known > 1:
+            _, state = self.remember(context[:, :-1], actions[:, : known - 1], state)
         z, dreamt = context[:, -1], []
         for t in range(known - 1, actions.shape[1]):
-            prediction, state = self(z[:, None], actions[:, t, None], state)
-            z = prediction.z_tp1.sample(generator, temperature)[:, 0]
+            state = self.advance(z, actions[:, t], state)
+            z = self.predict(state[0]).z_tp1.sample(generator, temperature)
             dreamt.append(z)
         return torch.stack(dreamt, 1)
 
