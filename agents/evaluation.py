@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from worldvae.devices import on_threads
 from worldvae.environments import closing, make_vector_env
+from worldvae.frames import FrameSpec
 from worldvae.policies import BehaviourPolicy
 from worldvae.record import interact
 
@@ -85,14 +86,14 @@ def evaluate(
     workers: int = 4,
     action_repeat: int = 1,
     max_episode_steps: int | None = None,
-    key: str | None = None,
+    frame: FrameSpec | None = None,
     env_kwargs: dict[str, Any] | None = None,
     name: str = "evaluate",
 ) -> Scores:
     """Plays exactly the listed seeds, one ``reset(seed=...)`` each, in Gymnasium's environment.
 
     Args:
-        make_policy: from the vector environment (raw pixels) to who acts in it.
+        make_policy: from the vector environment (raw pixels, or what becomes ``frame``) to who acts in it.
         workers: environments stepped in parallel, each in its own process.
 
     Raises:
@@ -107,7 +108,7 @@ def evaluate(
         backend="async",
         action_repeat=action_repeat,
         max_episode_steps=max_episode_steps,
-        key=key,
+        frame=frame,
         env_kwargs=env_kwargs,
     )
     running_return, running_length = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)

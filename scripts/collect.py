@@ -72,7 +72,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         seed=config.first_seed,
         action_repeat=config.action_repeat,
         max_episode_steps=config.max_episode_steps,
-        key=config.frame.key,
+        frame=config.frame,
         env_kwargs=config.env_kwargs,
     )
     if config.patience is not None:
@@ -125,7 +125,12 @@ def _policy(config: CollectConfig, space: Any, num_envs: int) -> BehaviourPolicy
         raise ValueError(f"--policy {config.policy} needs --agent-run, the folder of the run that trained it")
     source = RunFolder(config.agent_run)
     learned = source.agent if config.policy == "agent" else source.evolved
-    return PixelAgent(Agent.load(learned), FrameVAE.load(source.vae), num_envs)
+    vae = FrameVAE.load(source.vae)
+    if vae.config.frame != config.frame:
+        raise ValueError(
+            f"the agent in {source.path} sees {vae.config.frame}, not the frames to collect, {config.frame}"
+        )
+    return PixelAgent(Agent.load(learned), vae, num_envs)
 
 
 def main(run: cli.Run, config: cli.Flat[CollectConfig] = CollectConfig()) -> None:

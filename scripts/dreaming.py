@@ -31,7 +31,7 @@ def awake(store: RolloutStore, make_policy: MakePolicy, seeds: range, workers: i
         seeds,
         workers=workers,
         action_repeat=store.manifest["action_repeat"],
-        key=store.frame_spec.key,
+        frame=store.frame_spec,
         env_kwargs=store.manifest["env_kwargs"],
         name=name,
     )

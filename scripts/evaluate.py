@@ -50,12 +50,13 @@ class EvaluateConfig:
 def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     """Plays the listed seeds, writes and returns ``evaluation.json`` (``evolved.json``, ``random.json``), or with
     another environment's name in it."""
-    manifest = RolloutStore(run.rollouts).manifest
+    store = RolloutStore(run.rollouts)
+    manifest = store.manifest
     seeds = range(config.first_seed, config.first_seed + config.episodes)
     setting = {
         "action_repeat": manifest["action_repeat"],
         "max_episode_steps": config.max_episode_steps,
-        "key": manifest["frame_spec"]["key"],
+        "frame": store.frame_spec,
         "env_kwargs": manifest["env_kwargs"],
     }
     make_policy: Any

@@ -271,9 +271,7 @@ def a_round(run: RunFolder, config: PipelineConfig, number: int, before: RunFold
         "train_vae": lambda: refresh_codec(run, again.vae, before) if before else train_vae(run, config.vae),
         "encode": lambda: encode_rollouts(run),
         "train_dynamics": lambda: train_dynamics(run, dynamics, world_model(before) if before else None),
-        "train_agent": lambda: (
-            learn(run, agent) if isinstance(agent, DreamAgentConfig) else train_agent(run, agent)
-        ),
+        "train_agent": lambda: learn(run, agent) if isinstance(agent, DreamAgentConfig) else train_agent(run, agent),
     }
     if before and again.vae is None:
         stages["keep_best"] = partial(keep_best, run, before)

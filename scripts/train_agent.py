@@ -52,7 +52,7 @@ def train(run: RunFolder, config: AgentConfig) -> Agent:
         backend=config.backend,
         seed=first_seed(config.learning.seed),
         action_repeat=store.manifest["action_repeat"],
-        key=store.frame_spec.key,
+        frame=store.frame_spec,
         env_kwargs=store.manifest["env_kwargs"],
     )
     if config.patience is not None:

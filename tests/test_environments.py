@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.pixel_env import SIZE, DotEnv, RenderOnlyEnv
 from worldvae.environments import CutWithoutReward, UnknownEnvironment, hidden_repeat, is_image, make_vector_env
+from worldvae.frames import FrameSpec, to_frames
 
 box2d = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 """Importing Box2D warns, and turned into an error inside its C code that warning ends the process."""
@@ -147,6 +148,18 @@ def test_an_image_is_taken_out_of_a_dictionary_by_its_key() -> None:
     observations, _ = env.reset(seed=[3, 4])
     np.testing.assert_array_equal(observations[1], DotEnv().reset(seed=4)[0])
     np.testing.assert_array_equal(env.step(still(env))[0].shape, (2, SIZE, SIZE, 3))
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 0, 0), (2, 0, 0, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_frames_made_in_the_environments_processes_are_those_made_of_their_screens(crop, channels):
+    spec = FrameSpec(8, 10, channels, crop, key="screen")
+    plain, shrunk = (sync(key="screen", frame=f, env_kwargs={"dictionary": True}) for f in (None, spec))
+    assert shrunk.single_observation_space.shape == ((SIZE, SIZE, 3) if any(crop) else spec.shape)
+    screens, observations = (env.reset(seed=[3, 4])[0] for env in (plain, shrunk))
+    np.testing.assert_array_equal(to_frames(observations, spec), to_frames(screens, spec))
+    screens, observations = (env.step(still(plain))[0] for env in (plain, shrunk))
+    np.testing.assert_array_equal(to_frames(observations, spec), to_frames(screens, spec))
 
 
 def test_an_environment_that_only_renders_gives_its_rendered_pixels() -> None:

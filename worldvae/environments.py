@@ -3,7 +3,7 @@
 ``make_vector_env`` hides which backend runs (Gymnasium's processes, Gymnasium in this process, or
 EnvPool's threads). Every environment it makes resets only when told to (autoreset mode DISABLED,
 ``options={"reset_mask": ...}``), reports the emulator's steps in ``info["env_steps"]`` and nothing
-else there, and tells a failure in a sentence. Knows nothing of frames' sizes, policies or files.
+else there, and tells a failure in a sentence. Knows nothing of policies or files.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from operator import itemgetter
 from typing import Any, Literal
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import AddRenderObservation, TransformObservation
 from numpy.typing import NDArray
 
 from worldvae.failures import WORKER_DIED, Telling, Witness, in_words
+from worldvae.frames import FrameSpec, to_frames
 
 Backend = Literal["auto", "envpool", "async", "sync"]
 
@@ -43,6 +46,7 @@ def make_vector_env(
     action_repeat: int = 1,
     max_episode_steps: int | None = None,
     key: str | None = None,
+    frame: FrameSpec | None = None,
     env_kwargs: dict[str, Any] | None = None,
 ) -> VectorEnv:
     """N copies of a pixel environment behind one contract.
@@ -55,6 +59,9 @@ def make_vector_env(
         action_repeat: each action is played so many env steps, its rewards summed.
         max_episode_steps: truncates after so many steps of the id's own environment (which may
             hide repeats) instead of its own limit.
+        key: where the image lies in observations that are dictionaries; by default ``frame``'s.
+        frame: what ``to_frames`` will make of the observations. Where it crops nothing, and so makes the same of
+            its own frames, Gymnasium's environments make them, each in its process: no screens travel.
 
     Returns:
         A ``VectorEnv`` with uint8 [N, H, W, C] observations and autoreset mode DISABLED. Its
@@ -65,7 +72,7 @@ def make_vector_env(
     """
     if num_envs < 1 or action_repeat < 1:
         raise ValueError(f"num_envs and action_repeat must be >= 1, got {num_envs}, {action_repeat}")
-    kwargs = dict(env_kwargs or {})
+    kwargs, key = dict(env_kwargs or {}), key or (frame.key if frame else None)
     if backend == "auto":
         backend = "envpool" if envpool_shows(env_id, key, kwargs) else "async"
     if backend == "envpool":
@@ -75,7 +82,10 @@ def make_vector_env(
         if multiprocessing.parent_process() is not None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's, which closes us
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        return Witness(make_pixel_env(env_id, key, max_episode_steps, kwargs, action_repeat), env_id)
+        env = make_pixel_env(env_id, key, max_episode_steps, kwargs, action_repeat)
+        if frame is not None and not any(frame.crop):
+            env = TransformObservation(env, partial(to_frames, spec=frame), Box(0, 255, frame.shape, np.uint8))
+        return Witness(env, env_id)
 
     one = make_one()  # an unknown id is told here, in a sentence, not inside a worker
     spec = one.spec
@@ -138,7 +148,7 @@ def make_pixel_env(
 
 def is_image(space: gymnasium.Space) -> bool:
     """Whether the space holds uint8 [H, W] or [H, W, 1 or 3] images."""
-    if not isinstance(space, gymnasium.spaces.Box) or space.dtype != np.uint8:
+    if not isinstance(space, Box) or space.dtype != np.uint8:
         return False
     return len(space.shape) == 2 or (len(space.shape) == 3 and space.shape[-1] in (1, 3))
 
@@ -231,9 +241,9 @@ class EnvPoolVectorEnv(VectorEnv):
         self.channels_first = self.single_observation_space.shape != pixels.shape
         if not is_image(self.single_observation_space):
             raise UnknownEnvironment(f"EnvPool's {env_id} gives no images: {pixels}")
-        if isinstance(actions, gymnasium.spaces.Box):
+        if isinstance(actions, Box):
             low, high = (np.broadcast_to(b, actions.shape).astype(np.float32) for b in (actions.low, actions.high))
-            actions = gymnasium.spaces.Box(low, high, dtype=np.float32)
+            actions = Box(low, high, dtype=np.float32)
         self.single_action_space = actions
         self.num_envs = num_envs
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -317,11 +327,11 @@ def envpool_shows(env_id: str, key: str | None, env_kwargs: dict[str, Any]) -> b
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Gymnasium warns of float64 bounds in EnvPool's spaces
         space = envpool.make_spec(env_id).gymnasium_observation_space
-    return isinstance(space, gymnasium.spaces.Box) and is_image(_channels_last(space))
+    return isinstance(space, Box) and is_image(_channels_last(space))
 
 
-def _channels_last(space: gymnasium.spaces.Box) -> gymnasium.spaces.Box:
+def _channels_last(space: Box) -> Box:
     """EnvPool's images, [C, H, W] or [H, W, C], as [H, W, C]."""
     if len(space.shape) != 3 or space.shape[-1] in (1, 3):
         return space
-    return gymnasium.spaces.Box(0, 255, (*space.shape[1:], space.shape[0]), space.dtype.type)
+    return Box(0, 255, (*space.shape[1:], space.shape[0]), space.dtype.type)
