@@ -97,6 +97,19 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
     np.testing.assert_allclose(latents[27].mean, first.encode(store.visible_frames(27)).mean, atol=1e-4)
 
 
+def test_a_scout_is_trained_before_the_last_round_and_a_kept_codec_stays(tmp_path):
+    scout = replace(CONFIG.agent, learning=replace(CONFIG.agent.learning, iterations=4, selections=1))
+    config = replace(CONFIG, scout=scout, again=replace(CONFIG.again, vae=None))
+    run = RunFolder(tmp_path)
+    run_pipeline(run, with_seed(config, 1, "sync"))
+    assert FrameVAE.load(run.vae).sha256 == FrameVAE.load(run.round(0).vae).sha256
+    assert len(LatentStore(run.latents)) == len(RolloutStore(run.rollouts)) == 28
+    scouts, lasts = (read_json(folder.agent / "config.json")["training"] for folder in (run.round(0), run))
+    assert (scouts["iterations"], lasts["iterations"], scouts["seed"]) == (4, 8, 1)
+    assert lasts["best_ever"] >= scouts["best_ever"]
+    assert read_json(run.path / "evaluation.json")["env_steps"]["select"] == (1 + 2) * 2 * 20
+
+
 @pytest.mark.parametrize(("selected", "kept"), [((7.0, 3.0), 0), ((7.0, 9.0), 1), ((None, None), 1)])
 def test_the_better_agent_of_two_rounds_is_kept_and_the_last_rounds_cost_stays(finished, tmp_path, selected, kept):
     run, judged = finished[0], RunFolder(tmp_path)
