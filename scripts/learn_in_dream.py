@@ -37,7 +37,7 @@ class DreamAgentConfig:
     context: int = 0
     starts: int = 10_000
     select_episodes: int = 16
-    workers: int = 2
+    workers: int = 4
     learning: ActorCriticConfig = field(default_factory=ActorCriticConfig)
 
 

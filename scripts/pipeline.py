@@ -168,7 +168,7 @@ TAKECOVER = PipelineConfig(
         select_episodes=32,
         learning=ActorCriticConfig(dreams=512, iterations=600, selections=10),
     ),
-    evaluate=EvaluateConfig(episodes=100, workers=2),
+    evaluate=EvaluateConfig(episodes=100),
     again=Again(
         collect=replace(COVER, episodes=150, first_seed=5000),
         vae=replace(COVER_VAE, passes=1.5, learning_rate=3e-4),
