@@ -32,7 +32,7 @@ class EvaluateConfig:
             long as the agent's).
         episodes: how many, on first_seed, first_seed + 1, ...
         first_seed: test seeds start at 2,000,000.
-        env: judge in this environment instead of the rollouts' own; its name goes into the file's.
+        env: judge in this environment instead of the rollouts' own; its name goes into the files'.
         workers: environments stepped in parallel processes.
         max_episode_steps: truncate earlier than the id's own limit (then it is no official score).
         film: record the first seed as WebM and GIF: real | reconstruction.
@@ -67,12 +67,12 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     env_id = config.env or manifest["env_id"]
     scores = evaluate(env_id, make_policy, seeds, workers=config.workers, name=config.policy, **setting)
     report = as_report(run, config, scores)
-    name = "evaluation" if config.policy == "agent" else config.policy
+    name, film_name = ("evaluation", "film") if config.policy == "agent" else (config.policy, config.policy)
     elsewhere = "" if config.env is None else "_" + config.env.split(":")[-1].split("/")[-1]
     write_json(run.path / f"{name}{elsewhere}.json", report)
     print(f"{config.policy}: {scores}")
-    if config.policy != "random" and config.film and config.env is None:
-        film(run, make_policy, config, setting)
+    if config.policy != "random" and config.film:
+        film(run, make_policy, env_id, config.first_seed, setting, film_name + elsewhere)
     return report
 
 
@@ -112,16 +112,15 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
     }
 
 
-def film(run: RunFolder, make_policy: Any, config: EvaluateConfig, setting: dict[str, Any]) -> None:
+def film(run: RunFolder, make_policy: Any, env_id: str, seed: int, setting: dict[str, Any], name: str) -> None:
     """Records an episode's first 250 decisions: real | reconstruction, in the codec's frames."""
-    manifest, vae = RolloutStore(run.rollouts).manifest, FrameVAE.load(run.vae)
-    env = make_vector_env(manifest["env_id"], 1, backend="sync", **setting)
-    fps = env.metadata.get("render_fps", 50) / manifest["action_repeat"]
+    vae, env = FrameVAE.load(run.vae), make_vector_env(env_id, 1, backend="sync", **setting)
+    fps = env.metadata.get("render_fps", 50) / setting["action_repeat"]
     with closing(env):
-        episode = next(record(env, make_policy(env), vae.config.frame, [config.first_seed]))
+        episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
     frames = episode.frames[:250]
     images = side_by_side([frames, vae.decode(vae.encode(frames).mean.cpu().numpy())])
-    for path in save_film(run.pictures / ("film" if config.policy == "agent" else config.policy), images, fps):
+    for path in save_film(run.pictures / name, images, fps):
         print(path)
 
 
