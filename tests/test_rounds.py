@@ -19,7 +19,7 @@ from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
 from scripts.collect import CollectConfig
 from scripts.encode import encode_rollouts
-from scripts.evaluate import EvaluateConfig
+from scripts.evaluate import EvaluateConfig, score
 from scripts.learn_in_dream import DreamAgentConfig
 from scripts.pipeline import Again, PipelineConfig, keep_best, refresh_codec, run_pipeline, with_seed
 from scripts.run_folder import RunFolder
@@ -170,6 +170,17 @@ def test_dreams_are_filmed_beside_reality_and_played_in_without_a_display(finish
     frames = cv2.VideoCapture(str(run.pictures / "dream_played.webm"))
     assert frames.get(cv2.CAP_PROP_FRAME_COUNT) in (6, 7)
     assert "dream_played.gif" in capsys.readouterr().out
+
+
+def test_an_agent_is_judged_and_filmed_in_another_environment_under_its_name(finished):
+    run, _ = finished
+    own = read_json(run.path / "evaluation.json")
+    score(run, EvaluateConfig(episodes=2, workers=1, env="tests.pixel_env:tests/RenderOnly-v0"))
+    told = read_json(run.path / "evaluation_RenderOnly-v0.json")
+    assert (told["env"], told["episode_seeds"]) == ("tests.pixel_env:tests/RenderOnly-v0", own["episode_seeds"])
+    filmed = cv2.VideoCapture(str(run.pictures / "film_RenderOnly-v0.webm"))
+    assert filmed.get(cv2.CAP_PROP_FRAME_COUNT) == 20 + 1
+    assert read_json(run.path / "evaluation.json") == own
 
 
 @pytest.mark.parametrize(
