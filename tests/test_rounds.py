@@ -114,9 +114,9 @@ def test_a_scout_is_trained_before_the_last_round_and_a_kept_codec_stays(tmp_pat
 def test_the_better_agent_of_two_rounds_is_kept_and_the_last_rounds_cost_stays(finished, tmp_path, selected, kept):
     run, judged = finished[0], RunFolder(tmp_path)
     agents = [Agent.load(folder.agent) for folder in (run.round(0), run)]
-    for agent, folder, score in zip(agents, (judged.round(0), judged), selected, strict=True):
+    for agent, folder, lived in zip(agents, (judged.round(0), judged), selected, strict=True):
         told = {"select_env_steps": 80 if folder is judged else 50}
-        agent.save(folder.agent, told if score is None else {**told, "best_ever": score})
+        agent.save(folder.agent, told if lived is None else {**told, "best_ever": lived})
     keep_best(judged, judged.round(0))
     for one, other in zip(Agent.load(judged.agent).parameters(), agents[kept].parameters(), strict=True):
         assert torch.equal(one, other)
