@@ -78,6 +78,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
     if config.patience is not None:
         env = CutWithoutReward(env, config.patience)
     with closing(env), on_threads(1):
+        policy = _policy(config, env.single_action_space, env.num_envs)
         store = RolloutStore.create(
             run.rollouts,
             env_id=config.env,
@@ -88,7 +89,6 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         )
         listed = range(config.first_seed, config.first_seed + config.episodes)
         missing = sorted(set(listed) - store.seeds)
-        policy = _policy(config, env.single_action_space, env.num_envs)
         begin, steps_before = time.monotonic(), store.env_steps
         episodes = store.append_all(record(env, policy, config.frame, missing, config.policy))
         for _ in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):

@@ -17,7 +17,7 @@ from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
-from scripts.collect import CollectConfig
+from scripts.collect import CollectConfig, collect
 from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig, score
 from scripts.learn_in_dream import DreamAgentConfig
@@ -123,6 +123,13 @@ def test_the_better_agent_of_two_rounds_is_kept_and_the_last_rounds_cost_stays(f
     told = read_json(judged.agent / "config.json")["training"]
     assert told["select_env_steps"] == 80
     assert told.get("best_ever") == selected[kept]
+
+
+def test_an_agent_that_sees_other_frames_plays_nothing_and_leaves_nothing(finished, tmp_path):
+    others = replace(PLAY, policy="agent", agent_run=finished[0].path, frame=FrameSpec(16, 32))
+    with pytest.raises(ValueError, match="sees FrameSpec"):
+        collect(RunFolder(tmp_path / "other"), others)
+    assert not (tmp_path / "other" / "rollouts").exists()
 
 
 def test_another_training_seed_plays_other_episodes_in_every_round():
