@@ -214,9 +214,7 @@ class WorldModel(nn.Module):
         known = context.shape[1]
         if not 1 <= known <= actions.shape[1]:
             raise ValueError(f"a dream needs codes and an action after them, got {known} and {actions.shape[1]}")
-        state = self.start(len(context))
-        if known > 1:
-            _, state = self.remember(context[:, :-1], actions[:, : known - 1], state)
+        state = self.remember(context[:, :-1], actions[:, : known - 1])[1] if known > 1 else self.start(len(context))
         z, dreamt = context[:, -1], []
         for t in range(known - 1, actions.shape[1]):
             state = self.advance(z, actions[:, t], state)

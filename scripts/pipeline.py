@@ -68,7 +68,7 @@ class PipelineConfig:
     evaluate: EvaluateConfig
     again: Again
     rounds: int = 1
-    scout: DreamAgentConfig | None = None
+    scout: AgentConfig | DreamAgentConfig | None = None
 
 
 DRIVING = CollectConfig(
@@ -232,7 +232,7 @@ def with_seed(config: PipelineConfig, seed: int, backend: Backend) -> PipelineCo
         vae=replace(config.vae, seed=seed),
         dynamics=replace(config.dynamics, seed=seed),
         agent=_seeded(config.agent, seed, backend),
-        scout=config.scout and replace(config.scout, learning=replace(config.scout.learning, seed=seed)),
+        scout=config.scout and _seeded(config.scout, seed, backend),
         again=again,
     )
 
