@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from agents.agent import Agent
+from agents.committee import as_one, members_of
 from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import Z_ALONE
 from agents.sac import perceptron
@@ -37,8 +38,7 @@ class ActorCriticConfig:
     Attributes:
         dreams: that step together.
         horizon: steps of each dream between two updates.
-        dreamers: that learn one after the other, of weights and dreams drawn anew; the best in reality is kept.
-        iterations: updates of each, at most.
+        iterations: updates of each of the agent's actors, at most.
         minutes: stop earlier after so much wall time.
         epochs, minibatches: passes over an update's steps, and parts of each pass.
         hidden: width of both hidden layers of actor and critic.
@@ -53,7 +53,6 @@ class ActorCriticConfig:
 
     dreams: int = 1024
     horizon: int = 32
-    dreamers: int = 1
     iterations: int = 200
     minutes: float | None = None
     epochs: int = 2
@@ -68,13 +67,11 @@ class ActorCriticConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dreams", "horizon", "dreamers", "iterations", "epochs", "minibatches", "hidden"):
+        for name in ("dreams", "horizon", "iterations", "epochs", "minibatches", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.selections <= self.iterations:
             raise ValueError(f"selections must be in 0..iterations ({self.iterations}), got {self.selections}")
-        if self.dreamers > 1 and not self.selections:
-            raise ValueError(f"of {self.dreamers} dreamers only selections in reality tell the best: at least 1")
 
 
 def learn_in_dream(
@@ -86,7 +83,10 @@ def learn_in_dream(
     folder: str | Path,
     select: Select | None = None,
 ) -> Agent:
-    """Trains ``agent``'s actor in dreams of ``model`` and saves it into ``folder``; resumes what it began.
+    """Trains ``agent``'s actors in dreams of ``model`` and saves it into ``folder``; resumes what it began.
+
+    Several actors learn one after the other, each of dreams of its own; where time runs out, those that have begun
+    play.
 
     Args:
         agent: of soft actor-critic's architecture; it sees z, and h where it remembers.
@@ -102,7 +102,7 @@ def learn_in_dream(
         count,
         learner,
         FitConfig(
-            config.dreamers * config.iterations,
+            agent.spec.actors * config.iterations,
             log_every=max(1, config.iterations // 40),
             checkpoint_every=max(1, config.iterations // 10),
             seconds=None if config.minutes is None else 60 * config.minutes,
@@ -111,9 +111,9 @@ def learn_in_dream(
         name="actor-critic",
         observe=learner.observe,
     )
-    learner.finish()
+    actors = learner.finish()
     kept = {**asdict(config), **asdict(dream), **log[-1], **learner.observe()}
-    agent.actor.load_state_dict(learner.best if learner.best else agent.actor.state_dict())
+    agent.spec, agent.actor = replace(agent.spec, actors=len(actors)), as_one(actors)
     agent.cpu().save(folder, kept)
     return Agent.load(folder)
 
@@ -137,7 +137,8 @@ class Experience:
 
 
 class ActorCritic:
-    """Actor, critic, their optimiser and the dreams they are in: all that training changes."""
+    """Actors, the critic of the one that learns, their optimiser and the dreams they are in: all that training
+    changes."""
 
     def __init__(self, agent: Agent, dream: Dream, config: ActorCriticConfig, select: Select | None = None):
         space = agent.spec.action_space
@@ -148,22 +149,27 @@ class ActorCritic:
         torch.manual_seed(config.seed)
         self.agent, self.dream, self.config, self.select = agent, dream, config, select
         self.discrete, self.remembers = isinstance(space, Discrete), agent.spec.memory is not None
-        self.actor = agent.actor.to(dream.device)
+        self.actors = members_of(agent.actor.to(dream.device))
         size = dream.z.shape[1] + (dream.state[0].shape[1] if self.remembers else 0)
-        self.critic = perceptron(size, config.hidden, 1).to(dream.device)
-        parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(parameters, config.learning_rate, eps=1e-5)
+        self.critics = [perceptron(size, config.hidden, 1).to(dream.device) for _ in self.actors]
         self.updates = self.dream_steps = self.select_env_steps = self.selections = 0
         self.returns, self.last_return = torch.zeros(len(dream), device=dream.device), torch.zeros(())
+        self._turn_to(0)
+
+    def _turn_to(self, number: int) -> None:
+        """From now on this actor learns."""
+        self.actor, self.critic = self.actors[number], self.critics[number]
+        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimiser = torch.optim.Adam(parameters, self.config.learning_rate, eps=1e-5)
         self.best: dict[str, Tensor] = {}
         self.best_ever, self.selected = -math.inf, -math.inf
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         """Dreams on for ``horizon`` steps, then learns from them."""
         config = self.config
-        update = iteration % config.iterations
+        number, update = divmod(iteration, config.iterations)
         if iteration and not update:
-            self._begin_anew()
+            self._begin(number)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * (1 - update / config.iterations)
         experience, told = self._dreamt()
@@ -179,15 +185,17 @@ class ActorCritic:
             self._select()
         return {**told, **parts}
 
-    def _begin_anew(self) -> None:
-        """The next dreamer: other weights, other dreams."""
-        dream = self.dream
-        torch.manual_seed(int(torch.randint(2**31, (), generator=dream.generator, device=dream.device)))
-        for module in (*self.actor.modules(), *self.critic.modules()):
-            getattr(module, "reset_parameters", bool)()
-        self.optimiser.state.clear()
-        dream.begin(dream.draw_starts(len(dream)))
+    def _begin(self, number: int) -> None:
+        """The next actor, in other dreams."""
+        self._keep_best()
+        self._turn_to(number)
+        self.dream.begin(self.dream.draw_starts(len(self.dream)))
         self.returns = torch.zeros_like(self.returns)
+
+    def _keep_best(self) -> None:
+        """Of the actor that learns, as it was when it was scored."""
+        if self.best:
+            self.actor.load_state_dict(self.best)
 
     @torch.no_grad()
     def _dreamt(self) -> tuple[Experience, dict[str, Tensor]]:
@@ -255,20 +263,29 @@ class ActorCritic:
         return (-0.5 * standard.square() - log_sd - constant).sum(-1), (log_sd + constant + 0.5).sum(-1)
 
     def _select(self) -> None:
-        """Scores the actor in reality; keeps the best so far."""
+        """Scores the actor in reality, on its own; remembers its best so far."""
         if self.select is None:
             return
-        self.selected, env_steps = self.select(deepcopy(self.agent).cpu(), self.selections)
+        alone = deepcopy(self.agent)
+        alone.spec, alone.actor = replace(alone.spec, actors=1), deepcopy(self.actor)
+        self.selected, env_steps = self.select(alone.cpu(), self.selections)
         self.select_env_steps += env_steps
         self.selections += 1
         if self.selected > self.best_ever:
             self.best_ever = self.selected
             self.best = {name: x.detach().clone() for name, x in self.actor.state_dict().items()}
 
-    def finish(self) -> None:
-        """Has the last actor scored too, where time ran out before its turn."""
+    def finish(self) -> list[Any]:
+        """The actors that have learned; has the last scored too, where time ran out before its turn."""
         if self.config.selections and not self._is_due():
             self._select()
+        self._keep_best()
+        return self.actors[: self._learning + 1]
+
+    @property
+    def _learning(self) -> int:
+        """Which actor learned last."""
+        return max(0, self.updates - 1) // self.config.iterations
 
     def _is_due(self) -> bool:
         config = self.config
@@ -276,19 +293,19 @@ class ActorCritic:
         return update * config.selections // config.iterations > (update - 1) * config.selections // config.iterations
 
     def observe(self) -> Metrics:
-        """Dream steps, env steps of selection, and the last and the best mean return there."""
+        """Dream steps, env steps of selection, and this actor's last and best mean return there."""
         told: Metrics = {
             "env_steps": 0,
             "dream_steps": self.dream_steps,
             "select_env_steps": self.select_env_steps,
             "selections": self.selections,
         }
-        return {**told, "selected": self.selected, "best_ever": self.best_ever} if self.selections else told
+        return {**told, "selected": self.selected, "best_ever": self.best_ever} if self.best else told
 
     def state_dict(self) -> dict[str, Any]:
         dream = self.dream
         return {
-            "actor": self.actor.state_dict(),
+            "actors": [actor.state_dict() for actor in self.actors],
             "critic": self.critic.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "best": self.best,
@@ -300,7 +317,11 @@ class ActorCritic:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.actor.load_state_dict(state["actor"])
+        for actor, weights in zip(self.actors, state["actors"], strict=True):
+            actor.load_state_dict(weights)
+        for name in _COUNTED:
+            setattr(self, name, state[name])
+        self._turn_to(self._learning)
         self.critic.load_state_dict(state["critic"])
         load_optimiser(self.optimiser, state["optimiser"])
         dream, saved = self.dream, {name: x.to(self.dream.device) for name, x in state["dream"].items()}
@@ -311,8 +332,7 @@ class ActorCritic:
             state["returns"].to(dream.device),
             state["last_return"],
         )
-        for name in _COUNTED:
-            setattr(self, name, state[name])
+        self.best_ever, self.selected = state["best_ever"], state["selected"]
 
 
 _COUNTED = ("updates", "dream_steps", "select_env_steps", "selections", "best_ever", "selected")

@@ -14,6 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import nn
 
+from agents.committee import as_one
 from agents.controller import Controller
 from agents.observations import (
     LatentStack,
@@ -49,9 +50,10 @@ class AgentSpec:
         sampled: it sees draws from the codec's posterior, as in the dream that it learned in, not means.
         action_scale: a Box's actions are played times these, one for each number, in (0, 1]; none: as they are.
             Weaker gas than it learned with leaves a driver margins.
+        actors: that act as one (``Committee``).
 
     Raises:
-        ValueError: an action_scale that does not fit the space.
+        ValueError: an action_scale that does not fit the space, or no actor.
     """
 
     observation: ObservationConfig
@@ -64,6 +66,7 @@ class AgentSpec:
     memory: WorldModelConfig | None = None
     sampled: bool = False
     action_scale: tuple[float, ...] = ()
+    actors: int = 1
 
     def __post_init__(self) -> None:
         space, scale = self.action_space, self.action_scale
@@ -73,6 +76,8 @@ class AgentSpec:
             raise ValueError(f"action_scale needs a share in (0, 1] for each float of a Box action: {scale}, {space}")
         if scale and not space.contains(np.zeros(space.shape, space.dtype)):
             raise ValueError(f"action_scale needs an action space with 0 in it, or weaker actions leave it: {space}")
+        if self.actors < 1:
+            raise ValueError(f"actors must be >= 1, got {self.actors}")
 
 
 class Agent(nn.Module):
@@ -83,7 +88,8 @@ class Agent(nn.Module):
         super().__init__()
         self.spec = spec
         size = observation_size(spec.observation, spec.latent_size, spec.action_space, spec.memory)
-        self.actor = _actor(spec)(size, action_size(spec.action_space), spec.hidden)
+        kind, actions = _actor(spec), action_size(spec.action_space)
+        self.actor = as_one([kind(size, actions, spec.hidden) for _ in range(spec.actors)])
         self.memory = WorldModel(spec.memory) if spec.memory and memory is None else memory
 
     def save(self, folder: str | Path, training: Mapping[str, Any] | None = None) -> None:
@@ -99,6 +105,7 @@ class Agent(nn.Module):
             "memory": asdict(self.spec.memory) if self.spec.memory else None,
             "sampled": self.spec.sampled,
             "action_scale": self.spec.action_scale,
+            "actors": self.spec.actors,
         }
         save_model(Path(folder), KIND, self, {"config": described, "training": dict(training or {})})
 
@@ -135,7 +142,7 @@ class LatentAgent:
     def __init__(self, agent: Agent, num_envs: int):
         spec = agent.spec
         self._agent = agent
-        self._generator = torch.Generator().manual_seed(0) if isinstance(agent.actor, CategoricalActor) else None
+        self._generator = torch.Generator().manual_seed(0) if _actor(spec) is CategoricalActor else None
         actions = action_size(spec.action_space)
         self._stack = LatentStack(spec.observation, num_envs, spec.latent_size, actions, agent.memory)
         self._scale = np.reshape(spec.action_scale, spec.action_space.shape or ()) if spec.action_scale else None

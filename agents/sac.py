@@ -89,10 +89,23 @@ class GaussianActor(nn.Module):
 
     def act(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
         """Actions [B, A]: a sample, or the mode where there is no generator."""
-        mean, log_sd = self(observations)
+        return self.draw(self(observations), generator)
+
+    @staticmethod
+    def draw(told: tuple[Tensor, Tensor], generator: torch.Generator | None) -> Tensor:
+        """As ``act``, of what ``forward`` told."""
+        mean, log_sd = told
         if generator is None:
             return torch.tanh(mean)
         return torch.tanh(mean + log_sd.exp() * _normal(mean, generator))
+
+    @staticmethod
+    def product(told: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What the product of several actors' normal distributions tells."""
+        means, log_sds = (torch.stack(column) for column in zip(*told, strict=True))
+        precisions = (-2 * log_sds).exp()
+        precision = precisions.sum(0)
+        return (precisions * means).sum(0) / precision, -0.5 * precision.log()
 
     def soft_value(self, observations: Tensor, q: QFunction, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """E[q - alpha log pi] by one reparametrised sample of standard normal noise [B, A], and the entropy, each
@@ -118,12 +131,22 @@ class CategoricalActor(nn.Module):
         return torch.log_softmax(self.net(observations), dim=-1)
 
     def act(self, observations: Tensor, generator: torch.Generator | None) -> Tensor:
-        log_p = self(observations)
+        """Choices [B, A]: a sample, or the likeliest where there is no generator."""
+        return self.draw(self(observations), generator)
+
+    @staticmethod
+    def draw(log_p: Tensor, generator: torch.Generator | None) -> Tensor:
+        """As ``act``, of what ``forward`` told."""
         if generator is None:
             choice = log_p.argmax(-1)
         else:
             choice = torch.multinomial(log_p.exp(), 1, generator=generator).squeeze(-1)
         return nn.functional.one_hot(choice, log_p.shape[-1]).float()
+
+    @staticmethod
+    def product(told: list[Tensor]) -> Tensor:
+        """What the normalised product of several actors' distributions tells."""
+        return torch.log_softmax(torch.stack(told).sum(0), dim=-1)
 
     def soft_value(self, observations: Tensor, q: QFunction, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """As ``GaussianActor.soft_value``, but the exact expectation over the choices: it needs no noise."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from agents.actor_critic import ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec, PixelAgent
 from agents.dream import DreamConfig
@@ -29,6 +31,7 @@ class DreamAgentConfig:
         starts: moments of real play that dreams begin at, at most (about 5 KB each).
         select_episodes: in reality, each time; on selection seeds, and counted.
         workers: environments stepped in parallel processes.
+        dreamers: actors that learn one after the other, and act as one.
         learning: the actor-critic's.
     """
 
@@ -38,6 +41,7 @@ class DreamAgentConfig:
     starts: int = 10_000
     select_episodes: int = 16
     workers: int = 4
+    dreamers: int = 1
     learning: ActorCriticConfig = field(default_factory=ActorCriticConfig)
 
 
@@ -54,7 +58,9 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
         hidden=config.learning.hidden,
         memory=memory.config if memory else None,
         sampled=True,
+        actors=config.dreamers,
     )
+    torch.manual_seed(seed)
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         first = SELECTION_SEEDS + 10_000 * seed + asked * config.select_episodes

@@ -12,8 +12,10 @@ from gymnasium.vector import VectorEnv
 
 from agents.actor_critic import ActorCritic, ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec, LatentAgent
+from agents.committee import Committee
 from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import ObservationConfig
+from agents.sac import GaussianActor
 from agents.trust import dream_returns
 from agents.world_model import WorldModel
 from tests.deadly import FIRST_SEEN, SPACE, deadly, starts
@@ -111,25 +113,31 @@ def test_reality_selects_the_best_and_that_is_counted(tmp_path):
     assert (told["best_ever"], told["selected"], told["select_env_steps"]) == (9, 1, 400)
 
 
-def test_each_dreamer_learns_of_weights_of_its_own_and_the_best_is_kept(tmp_path):
+def test_several_actors_learn_apart_and_act_as_one(tmp_path):
+    """Each is scored by itself, and its best says its word: here the second's first, and the others' last."""
     model = deadly()
     begin = replace(starts(), state=model.start(5))
-    scores: list[float] = []
     weights: list[torch.Tensor] = []
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
-        scores.append(lived(agent, model, begin))
         weights.append(next(iter(agent.actor.parameters())).detach().clone())
-        return scores[-1] + (asked == 1), 100  # the second dreamer's
+        return float(asked) if asked != 3 else 0.0, 100
 
-    config = replace(CONFIG, dreamers=3, selections=1)
-    learned = learn_in_dream(agent_of(model), model, begin, DREAM, config, tmp_path, select)
-    assert len(scores) == 3
-    assert min(scores) > 55
-    assert (weights[0] - weights[1]).abs().max() > 0.1
-    assert (weights[1] - weights[2]).abs().max() > 0.1
-    assert torch.equal(next(iter(learned.actor.parameters())), weights[1])
-    assert read_log(tmp_path / "metrics.jsonl")[-1]["dream_steps"] == 3 * 60 * 8 * 64
+    config = replace(CONFIG, selections=2)
+    learned = learn_in_dream(agent_of(model, actors=3), model, begin, DREAM, config, tmp_path, select)
+    assert isinstance(learned.actor, Committee)
+    for member, chosen in zip(learned.actor.members, (1, 2, 5), strict=True):
+        assert torch.equal(next(iter(member.parameters())), weights[chosen])
+    assert lived(learned, model, begin) > 55
+    told = read_log(tmp_path / "metrics.jsonl")[-1]
+    assert (told["dream_steps"], told["select_env_steps"]) == (3 * 60 * 8 * 64, 600)
+
+
+def test_actors_that_time_left_no_turn_have_no_say(tmp_path):
+    model, config = deadly(), replace(CONFIG, minutes=1e-6)
+    learned = learn_in_dream(agent_of(model, actors=3), model, starts(), DREAM, config, tmp_path)
+    assert learned.spec.actors == 1
+    assert isinstance(learned.actor, GaussianActor)
 
 
 @pytest.mark.parametrize(
@@ -150,13 +158,13 @@ def test_selections_are_spread_evenly_and_the_last_actor_is_scored(tmp_path, sel
     assert at == updates
 
 
-@pytest.mark.parametrize("dreamers", [1, 3])
-def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch, dreamers):
+@pytest.mark.parametrize("actors", [1, 3])
+def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch, actors):
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         return float(asked), 1  # the last
 
-    model, config = deadly(), replace(CONFIG, dreamers=dreamers, iterations=6 // dreamers, selections=1)
-    whole = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "whole", select)
+    model, config = deadly(), replace(CONFIG, iterations=6 // actors, selections=1)
+    whole = learn_in_dream(agent_of(model, actors=actors), model, starts(), DREAM, config, tmp_path / "whole", select)
     step = ActorCritic.step
 
     def interrupted(self, iteration):
@@ -166,16 +174,14 @@ def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch
 
     monkeypatch.setattr(ActorCritic, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut", select)
+        learn_in_dream(agent_of(model, actors=actors), model, starts(), DREAM, config, tmp_path / "cut", select)
     monkeypatch.undo()
-    resumed = learn_in_dream(agent_of(model), model, starts(), DREAM, config, tmp_path / "cut", select)
+    resumed = learn_in_dream(agent_of(model, actors=actors), model, starts(), DREAM, config, tmp_path / "cut", select)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"dreams": 0}, {"horizon": 0}, {"dreamers": 0}, {"selections": -1}, {"selections": 100}]
-)
+@pytest.mark.parametrize("wrong", [{"dreams": 0}, {"horizon": 0}, {"selections": -1}, {"selections": 100}])
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         replace(CONFIG, **wrong)
