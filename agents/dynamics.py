@@ -21,6 +21,7 @@ from worldvae.batches import sequence_batches
 from worldvae.devices import autocast, pick_device
 from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.latents import LatentStore
+from worldvae.muon import Muon, matrices
 from worldvae.rollouts import split_episodes
 
 
@@ -39,7 +40,8 @@ class DynamicsConfig:
             a world model all but untrained, whose dreams others can be compared with.
         batch_size: sequences a step.
         most_steps: longest sequence; longer episodes are cut.
-        learning_rate: Adam's at the start; it falls to nothing along half a cosine.
+        learning_rate: Muon's for matrices and Adam's for the rest, at the start; it falls to nothing along half a
+            cosine.
         clip: the gradient's largest norm.
         dropout: share of h hidden from the heads while training: few rollouts are soon known by heart.
         fed_back: share of the steps at which M is given its own draw of a code instead of the real one, and learns
@@ -59,7 +61,7 @@ class DynamicsConfig:
     passes: float = 100.0
     batch_size: int = 16
     most_steps: int = 128
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-2
     clip: float = 1.0
     dropout: float = 0.2
     fed_back: float = 0.0
@@ -212,8 +214,14 @@ class DynamicsLearner:
         weight = imbalance(int(train.terminated.sum()), int(train.lengths.sum()))
         self.end_weight = torch.tensor(weight**config.balance, device=self.device)
         self.model = model.to(self.device)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), config.learning_rate, fused=True)
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, steps)
+        weights = matrices(self.model, broadest=1024)
+        others = [p for p in self.model.parameters() if not any(p is weight for weight in weights)]
+        # Adam alone needs three times the steps to the same likelihood (benchmarks/LOG.md).
+        self.optimisers = [
+            Muon(weights, config.learning_rate, rounds=3),
+            torch.optim.Adam(others, config.learning_rate, fused=True),
+        ]
+        self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, steps) for each in self.optimisers]
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def step(self, batch: tuple[Any, Any]) -> dict[str, Tensor]:
@@ -232,11 +240,13 @@ class DynamicsLearner:
             self.end_weight,
             self.config.termination_weight,
         )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimiser.step()
-        self.schedule.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
+        for schedule in self.schedules:
+            schedule.step()
         return parts
 
     def _dropout(self, h: Tensor) -> Tensor:
@@ -247,13 +257,15 @@ class DynamicsLearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "schedules": [schedule.state_dict() for schedule in self.schedules],
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        load_optimiser(self.optimiser, state["optimiser"])
-        self.schedule.load_state_dict(state["schedule"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            load_optimiser(optimiser, saved)
+        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
+            schedule.load_state_dict(saved)
         self.generator.set_state(state["generator"])

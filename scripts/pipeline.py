@@ -173,7 +173,7 @@ TAKECOVER = PipelineConfig(
     ),
 )
 SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
-SKILL_4_M = replace(COVER_M, termination_weight=20.0, passes=18)
+SKILL_4_M = replace(COVER_M, termination_weight=20.0, passes=16, batch_size=32, most_steps=64, learning_rate=2e-2)
 SKILL_4_SCOUT = DreamAgentConfig(
     context=16,
     starts=60_000,
@@ -192,7 +192,7 @@ TAKECOVER_4 = replace(
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(SKILL_4_M, learning_rate=1e-3, passes=24),
+        dynamics=replace(SKILL_4_M, learning_rate=7e-3, passes=14),
     ),
 )
 PRESETS = {

@@ -8,8 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worldvae.muon import Muon, orthogonal
-from worldvae.training import matrices
+from worldvae.muon import Muon, matrices, orthogonal
 from worldvae.vae import FrameVAE, FrameVAEConfig
 
 sides = st.integers(1, 40)

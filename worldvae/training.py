@@ -20,7 +20,7 @@ from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
 from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
-from worldvae.muon import Muon
+from worldvae.muon import Muon, matrices
 from worldvae.objective import (
     LEAST_SIGMA,
     MOVING,
@@ -167,12 +167,6 @@ def some_frames(store: RolloutStore, episodes: Sequence[int], most: int) -> Tens
     every = max(1, sum(store.visible_counts(episodes)) // most)
     shown = (store.visible_frames(e) for e in episodes)
     return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every] for frames in shown]))
-
-
-def matrices(vae: FrameVAE, broadest: int = 256) -> list[torch.nn.Parameter]:
-    """The weights of two or more axes whose shorter side is no longer than that (beyond it, orthogonal steps cost more
-    than gradients)."""
-    return [weight for weight in vae.parameters() if weight.ndim > 1 and min(weight.flatten(1).shape) <= broadest]
 
 
 def looks_back(objective: ObjectiveConfig) -> bool:
