@@ -263,7 +263,8 @@ def test_the_config_tells_what_the_model_reached(dots, trained):
     assert told["passes"] == CONFIG.passes
 
 
-def test_an_interrupted_training_ends_with_the_same_bytes(dots, trained, tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_an_interrupted_training_ends_with_the_same_bytes(dots, tmp_path, monkeypatch, optimiser):
     step, calls = DynamicsLearner.step, iter(range(37))
 
     def interrupted(self, batch):
@@ -271,7 +272,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(dots, trained, tmp_pat
             raise KeyboardInterrupt
         return step(self, batch)
 
-    short = replace(CONFIG, passes=20, dropout=0.3, fed_back=0.5)
+    short = replace(CONFIG, passes=20, dropout=0.3, fed_back=0.5, optimiser=optimiser)
     train_dynamics(dots[1], SPACE, short, tmp_path / "unbroken")
     monkeypatch.setattr(DynamicsLearner, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,19 @@ def matrices(module: torch.nn.Module, broadest: int = 256) -> list[torch.nn.Para
     """The weights of two or more axes, of rows enough to be orthogonal, whose shorter side is no longer than that
     (beyond it, orthogonal steps cost more than gradients)."""
     return [x for x in module.parameters() if x.ndim > 1 and 1 < min(x.flatten(1).shape) <= broadest]
+
+
+def beside_adam(
+    weights: Sequence[Tensor], parameters: Iterable[Tensor], rate: Tensor | float, rounds: int = 5, **adam: Any
+) -> list[torch.optim.Optimizer]:
+    """Adam for these parameters without the weights, Muon for the weights, if there are any; both of one rate.
+
+    Args:
+        adam: further arguments of Adam's.
+    """
+    others = [x for x in parameters if not any(x is weight for weight in weights)]
+    both: list[torch.optim.Optimizer] = [torch.optim.Adam(others, rate, fused=True, **adam)]
+    return [*both, Muon(weights, rate, rounds=rounds)] if weights else both
 
 
 def orthogonal(matrices: Sequence[Tensor], rounds: int = 5) -> list[Tensor]:

@@ -20,7 +20,7 @@ from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 from worldvae.frames import to_unit
 from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
-from worldvae.muon import Muon, matrices
+from worldvae.muon import beside_adam, matrices
 from worldvae.objective import (
     LEAST_SIGMA,
     MOVING,
@@ -195,11 +195,9 @@ class VAELearner:
         on_gpu = self.device.type == "cuda"  # there a graph must find the rate in memory
         highest = torch.tensor(config.learning_rate, device=self.device) if on_gpu else config.learning_rate
         weights = matrices(self.vae) if config.optimiser == "muon" else []
-        others = [p for p in self.vae.parameters() if not any(p is weight for weight in weights)]
-        others += [self.log_sigma] if config.objective.sigma == "learned" else []
+        parameters = [*self.vae.parameters(), *([self.log_sigma] if config.objective.sigma == "learned" else [])]
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
-        adam = torch.optim.Adam(others, highest, betas=(0.9, 0.95), fused=True, capturable=on_gpu)
-        self.optimisers = [adam, *([Muon(weights, highest)] if weights else [])]
+        self.optimisers = beside_adam(weights, parameters, highest, betas=(0.9, 0.95), capturable=on_gpu)
         rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
         self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in self.optimisers]
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
