@@ -12,6 +12,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from agents.actor_critic import ActorCriticConfig
+from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
@@ -96,7 +97,7 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
 
 
 def test_a_scout_is_trained_before_the_last_round_and_a_kept_codec_stays(tmp_path):
-    scout = replace(CONFIG.agent, learning=replace(CONFIG.agent.learning, iterations=4, selections=1))
+    scout = replace(CONFIG.agent, dreamers=2, learning=replace(CONFIG.agent.learning, iterations=4, selections=1))
     config = replace(CONFIG, scout=scout, again=replace(CONFIG.again, vae=None))
     run = RunFolder(tmp_path)
     run_pipeline(run, with_seed(config, 1, "sync"))
@@ -104,7 +105,8 @@ def test_a_scout_is_trained_before_the_last_round_and_a_kept_codec_stays(tmp_pat
     assert len(LatentStore(run.latents)) == len(RolloutStore(run.rollouts)) == 28
     scouts, lasts = (read_json(folder.agent / "config.json")["training"] for folder in (run.round(0), run))
     assert (scouts["iterations"], lasts["iterations"], scouts["seed"]) == (4, 8, 1)
-    assert read_json(run.path / "evaluation.json")["env_steps"]["select"] == (1 + 2) * 2 * 20
+    assert read_json(run.path / "evaluation.json")["env_steps"]["select"] == (2 * 1 + 2) * 2 * 20
+    assert [Agent.load(folder.agent).spec.actors for folder in (run.round(0), run)] == [2, 1]
 
 
 def test_an_agent_that_sees_other_frames_plays_nothing_and_leaves_nothing(finished, tmp_path):
