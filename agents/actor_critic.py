@@ -112,7 +112,7 @@ def learn_in_dream(
         observe=learner.observe,
     )
     actors = learner.finish()
-    kept = {**asdict(config), **asdict(dream), **log[-1], **learner.observe()}
+    kept = {"actors": len(actors), **asdict(config), **asdict(dream), **log[-1], **learner.observe()}
     agent.spec, agent.actor = replace(agent.spec, actors=len(actors)), as_one(actors)
     agent.cpu().save(folder, kept)
     return Agent.load(folder)
