@@ -1,6 +1,6 @@
 """Several actors that act as one.
 
-Each learned on its own, and each goes astray elsewhere: together they play as well as the best of them, without
+Each learned on its own, and each goes astray elsewhere: together they play about as well as the best of them, without
 reality having been asked which that is (benchmarks/LOG.md). Their distributions are multiplied, as a product of experts
 (Hinton 2002): whoever is surer has more say.
 """
