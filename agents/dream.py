@@ -96,8 +96,7 @@ class Stepper:
 
     def __init__(self, model: WorldModel, temperature: float):
         config, lstm = model.config, dict(model.lstm.named_parameters())
-        self.hidden, self.mixtures = config.hidden, config.mixtures
-        self.choices, self.latents = config.choices, config.latent_size
+        self.latents, self.hidden, self.mixtures = config.latent_size, config.hidden, config.mixtures
         self.rewarded, self.ending = model.reward is not None, model.termination is not None
         self.restart = config.restart
         bias = lstm["bias_ih_l0"] + lstm["bias_hh_l0"]
@@ -114,16 +113,12 @@ class Stepper:
 
     @staticmethod
     def _by_gaussian(model: WorldModel, temperature: float) -> Tensor:
-        """The mixture's weights and biases at a temperature, rows Gaussian by Gaussian: logits [K, C], then means and
-        log sds [2, K, Z]."""
-        config = model.config
-        weight = torch.cat([model.mixture.weight, model.mixture.bias[:, None]], 1).detach()
-        logits, gaussians = weight.unflatten(0, (-1, config.mixtures)).split([config.choices, 2 * config.latent_size])
-        gaussians = gaussians.unflatten(0, (2, -1)).clone()
-        gaussians[1, ..., -1] += 0.5 * math.log(temperature)
-        return torch.cat(
-            [(logits / temperature).transpose(0, 1).flatten(0, 1), gaussians.transpose(1, 2).flatten(0, 2)]
-        )
+        """The mixture's weights and biases at a temperature, rows in the order [3, K, Z] instead of [3, Z, K]."""
+        shape = (3, model.config.latent_size, model.config.mixtures)
+        weight = torch.cat([model.mixture.weight, model.mixture.bias[:, None]], 1).unflatten(0, shape).clone()
+        weight[0] /= temperature
+        weight[2, ..., -1] += 0.5 * math.log(temperature)
+        return weight.transpose(1, 2).flatten(0, 2)
 
     def __call__(
         self, z_t: Tensor, a_t: Tensor, h: Tensor, c: Tensor, uniform: Tensor, normal: Tensor
@@ -136,8 +131,8 @@ class Stepper:
         c = (keep * c).addcmul_(keep_in, candidate, value=2).sub_(keep_in)
         h = c.tanh().mul_(keep_out)
         told = self._product("heads", torch.cat([h, one], 1), self.heads)
-        mixture = told[:, : (self.choices + 2 * self.latents) * self.mixtures]
-        parts = {"z": self._drawn(mixture, uniform[:, : self.choices], normal), "h": h, "c": c}
+        mixture = told[:, : 3 * self.latents * self.mixtures]
+        parts = {"z": self._drawn(mixture, uniform[:, :-1], normal), "h": h, "c": c}
         if self.rewarded:
             parts["reward"] = told[:, mixture.shape[1]].clone()
         if self.ending:
@@ -155,9 +150,9 @@ class Stepper:
         return torch.mm(x, weight, out=self._products[where])
 
     def _drawn(self, mixture: Tensor, uniform: Tensor, normal: Tensor) -> Tensor:
-        """As ``Mixture.sample``: first Gaussians are chosen by uniform noise [N, C], then values drawn [N, Z]."""
-        logits = mixture[:, : self.choices * self.mixtures].unflatten(1, (self.mixtures, -1))  # [N, K, C]
-        gaussians = mixture[:, self.choices * self.mixtures :].unflatten(1, (2, self.mixtures, -1))  # [N, 2, K, Z]
+        """As ``Mixture.sample``: of each latent first a Gaussian, then its value [N, Z]."""
+        parts = mixture.unflatten(1, (3, self.mixtures, self.latents))  # [N, 3, K, Z]
+        logits, gaussians = parts[:, 0], parts[:, 1:]
         weights = (logits - logits.amax(1, keepdim=True)).exp_()
         left, chosen = weights.sum(1).mul_(uniform), gaussians[:, :, 0]
         for k in range(1, self.mixtures):

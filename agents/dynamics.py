@@ -31,7 +31,6 @@ class DynamicsConfig:
 
     Attributes:
         hidden, mixtures: the LSTM's width, and Gaussians per latent.
-        joint: one choice of Gaussian for all latents instead of one for each.
         reward, termination: whether to predict them too; an end's probability is calibrated on the held-out
             episodes afterwards.
         balance: of ends, which are rare, and steps that go on: at 1 both kinds count as much, at 0 all steps do.
@@ -55,7 +54,6 @@ class DynamicsConfig:
 
     hidden: int = 256
     mixtures: int = 5
-    joint: bool = False
     reward: bool = True
     termination: bool = True
     balance: float = 0.5
@@ -144,9 +142,7 @@ def load_trajectories(
 
 def world_model_config(latent_size: int, space: gymnasium.Space, config: DynamicsConfig) -> WorldModelConfig:
     """What M is built of for these latents and actions."""
-    heads = {
-        name: getattr(config, name) for name in ("hidden", "mixtures", "joint", "reward", "termination", "restart")
-    }
+    heads = {name: getattr(config, name) for name in ("hidden", "mixtures", "reward", "termination", "restart")}
     return WorldModelConfig(latent_size, action_size(space), **heads)
 
 

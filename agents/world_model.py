@@ -33,8 +33,6 @@ class WorldModelConfig:
         action_size: A, numbers per action (one-hot where discrete).
         hidden: H, width of the LSTM.
         mixtures: K, Gaussians per latent.
-        joint: which Gaussian is one choice for all latents, so that what shows in several of them can appear;
-            as published each latent has its own.
         reward, termination: whether it predicts them too.
         restart: one more input, 1 where nothing is remembered yet and 0 after, as published for Doom.
     """
@@ -43,7 +41,6 @@ class WorldModelConfig:
     action_size: int
     hidden: int = 256
     mixtures: int = 5
-    joint: bool = False
     reward: bool = False
     termination: bool = False
     restart: bool = False
@@ -52,19 +49,13 @@ class WorldModelConfig:
         if min(self.latent_size, self.action_size, self.hidden, self.mixtures) < 1:
             raise ValueError(f"a world model's sizes must be >= 1: {self}")
 
-    @property
-    def choices(self) -> int:
-        """C: how many times a step chooses among K Gaussians."""
-        return 1 if self.joint else self.latent_size
-
 
 @dataclass(frozen=True)
 class Mixture:
-    """K Gaussians for each latent; each latent chooses by itself (C = Z), or one choice is for all (C = 1).
+    """K Gaussians for each latent, independent of the other latents'.
 
     Attributes:
-        logits: float [.., C, K]
-        mean, log_sd: float [.., Z, K]
+        logits, mean, log_sd: float [.., Z, K]
     """
 
     logits: Tensor
@@ -72,13 +63,11 @@ class Mixture:
     log_sd: Tensor
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log density of z [.., Z] in nats [.., C]: of each latent, or of all together."""
+        """log density of z [.., Z], in nats per latent [.., Z]."""
         standard = (z.unsqueeze(-1) - self.mean) * (-self.log_sd).exp()
-        density = torch.addcmul(-self.log_sd - 0.5 * math.log(2 * math.pi), standard, standard, value=-0.5)
-        if self.logits.shape[-2] == 1:
-            density = density.sum(-2, keepdim=True)
         log_weights = self.logits - self.logits.logsumexp(-1, keepdim=True)  # log_softmax is slow over so few
-        return (log_weights + density).logsumexp(-1)
+        joint = torch.addcmul(log_weights - self.log_sd, standard, standard, value=-0.5)
+        return joint.logsumexp(-1) - 0.5 * math.log(2 * math.pi)
 
     def expectation(self) -> Tensor:
         """The mean of each latent [.., Z], in closed form."""
@@ -102,7 +91,7 @@ class Mixture:
         device = self.logits.device
         uniform = torch.rand(self.logits.shape, generator=generator, device=device)
         gumbel = -(-uniform.clamp(min=1e-20).log()).log()  # the largest logit + Gumbel noise is a draw of the softmax
-        chosen = (self.logits / temperature + gumbel).argmax(-1, keepdim=True).expand(*self.mean.shape[:-1], 1)
+        chosen = (self.logits / temperature + gumbel).argmax(-1, keepdim=True)
         mean, log_sd = (t.gather(-1, chosen).squeeze(-1) for t in (self.mean, self.log_sd))
         noise = torch.randn(mean.shape, generator=generator, device=device)
         return mean + log_sd.exp() * math.sqrt(temperature) * noise
@@ -144,7 +133,7 @@ class WorldModel(nn.Module):
         self.config = config
         inputs = config.latent_size + config.action_size + config.restart
         self.lstm = nn.LSTM(inputs, config.hidden, batch_first=True)
-        self.mixture = nn.Linear(config.hidden, (config.choices + 2 * config.latent_size) * config.mixtures)
+        self.mixture = nn.Linear(config.hidden, 3 * config.latent_size * config.mixtures)
         self.reward = nn.Linear(config.hidden, 1) if config.reward else None
         self.termination = nn.Linear(config.hidden, 1) if config.termination else None
         self.register_buffer("reward_moments", torch.tensor([0.0, 1.0]))  # mean and sd, from the training data
@@ -185,8 +174,8 @@ class WorldModel(nn.Module):
 
     def predict(self, h_tp1: Tensor) -> Prediction:
         """The second half: what h [.., H], which has seen z_t and a_t, says of the step."""
-        told = self.mixture(h_tp1).float().unflatten(-1, (-1, self.config.mixtures))
-        logits, mean, log_sd = told.split([self.config.choices, *[self.config.latent_size] * 2], -2)
+        shape = (*h_tp1.shape[:-1], self.config.latent_size, self.config.mixtures)
+        logits, mean, log_sd = (part.reshape(shape) for part in self.mixture(h_tp1).float().chunk(3, -1))
         reward = None
         if self.reward is not None:
             reward = self.reward_moments[0] + self.reward_moments[1] * self.reward(h_tp1).float().squeeze(-1)
