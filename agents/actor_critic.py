@@ -13,6 +13,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from itertools import count
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,10 +21,10 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor, nn
 
 from agents.agent import Agent
-from agents.committee import as_one, members_of
+from agents.committee import members_of
 from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import Z_ALONE
-from agents.sac import perceptron
+from agents.sac import CategoricalActor, perceptron
 from agents.world_model import WorldModel
 from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
 
@@ -36,9 +37,11 @@ class ActorCriticConfig:
     """How an actor-critic learns in the dream.
 
     Attributes:
-        dreams: that step together.
+        dreams: of each of the agent's actors; all step together.
         horizon: steps of each dream between two updates.
-        iterations: updates of each of the agent's actors, at most.
+        held: of these that an action lasts. Awake the agent decides anew at each; in dreams what one step's action is
+            worth drowns in what follows by chance.
+        iterations: updates, at most.
         minutes: stop earlier after so much wall time.
         epochs, minibatches: passes over an update's steps, and parts of each pass.
         hidden: width of both hidden layers of actor and critic.
@@ -53,6 +56,7 @@ class ActorCriticConfig:
 
     dreams: int = 1024
     horizon: int = 32
+    held: int = 1
     iterations: int = 200
     minutes: float | None = None
     epochs: int = 2
@@ -70,6 +74,8 @@ class ActorCriticConfig:
         for name in ("dreams", "horizon", "iterations", "epochs", "minibatches", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not (1 <= self.held <= self.horizon and self.horizon % self.held == 0):
+            raise ValueError(f"held must be in 1..horizon and divide it ({self.horizon}), got {self.held}")
         if not 0 <= self.selections <= self.iterations:
             raise ValueError(f"selections must be in 0..iterations ({self.iterations}), got {self.selections}")
 
@@ -85,8 +91,7 @@ def learn_in_dream(
 ) -> Agent:
     """Trains ``agent``'s actors in dreams of ``model`` and saves it into ``folder``; resumes what it began.
 
-    Several actors learn one after the other, each of dreams of its own; where time runs out, those that have begun
-    play.
+    Several actors learn side by side, each of dreams of its own.
 
     Args:
         agent: of soft actor-critic's architecture; it sees z, and h where it remembers.
@@ -96,13 +101,14 @@ def learn_in_dream(
         ValueError: the agent sees anything else, or plays another space than Box or Discrete.
     """
     folder = Path(folder)
-    learner = ActorCritic(agent, Dream(model, starts, config.dreams, dream, config.seed), config, select)
+    dreams = Dream(model, starts, agent.spec.actors * config.dreams, dream, config.seed)
+    learner = ActorCritic(agent, dreams, config, select)
     log = fit(
         learner.step,
         count,
         learner,
         FitConfig(
-            agent.spec.actors * config.iterations,
+            config.iterations,
             log_every=max(1, config.iterations // 40),
             checkpoint_every=max(1, config.iterations // 10),
             seconds=None if config.minutes is None else 60 * config.minutes,
@@ -111,22 +117,21 @@ def learn_in_dream(
         name="actor-critic",
         observe=learner.observe,
     )
-    actors = learner.finish()
-    kept = {"actors": len(actors), **asdict(config), **asdict(dream), **log[-1], **learner.observe()}
-    agent.spec, agent.actor = replace(agent.spec, actors=len(actors)), as_one(actors)
+    learner.finish()
+    kept = {"actors": agent.spec.actors, **asdict(config), **asdict(dream), **log[-1], **learner.observe()}
     agent.cpu().save(folder, kept)
     return Agent.load(folder)
 
 
 @dataclass(frozen=True)
 class Experience:
-    """T steps of N dreams.
+    """T steps of N dreams of each of D actors; as learned from, R = T N of them each: [D, R, ...].
 
     Attributes:
-        seen: float32 [T, N, O]
-        drawn: float32 [T, N, A], what was drawn: before tanh for a Box, one-hot for a Discrete space.
-        log_p: float32 [T, N] of that.
-        value, advantage: float32 [T, N]
+        seen: float32 [T, D, N, O]
+        drawn: float32 [T, D, N, A], what was drawn: before tanh for a Box, one-hot for a Discrete space.
+        log_p: float32 [T, D, N] of that.
+        value, advantage: float32 [T, D, N]
     """
 
     seen: Tensor
@@ -137,8 +142,10 @@ class Experience:
 
 
 class ActorCritic:
-    """Actors, the critic of the one that learns, their optimiser and the dreams they are in: all that training
-    changes."""
+    """Actors and critics, their optimiser and the dreams they are in: all that training changes.
+
+    All actors learn at once, each of its own share of the dreams: to the world model they are one batch.
+    """
 
     def __init__(self, agent: Agent, dream: Dream, config: ActorCriticConfig, select: Select | None = None):
         space = agent.spec.action_space
@@ -152,64 +159,45 @@ class ActorCritic:
         self.actors = members_of(agent.actor.to(dream.device))
         size = dream.z.shape[1] + (dream.state[0].shape[1] if self.remembers else 0)
         self.critics = [perceptron(size, config.hidden, 1).to(dream.device) for _ in self.actors]
+        groups = [
+            {"params": [*a.parameters(), *c.parameters()]} for a, c in zip(self.actors, self.critics, strict=True)
+        ]
+        self.optimiser = torch.optim.Adam(groups, config.learning_rate, eps=1e-5)
         self.updates = self.dream_steps = self.select_env_steps = self.selections = 0
         self.returns, self.last_return = torch.zeros(len(dream), device=dream.device), torch.zeros(())
-        self._turn_to(0)
-
-    def _turn_to(self, number: int) -> None:
-        """From now on this actor learns."""
-        self.actor, self.critic = self.actors[number], self.critics[number]
-        parameters = [*self.actor.parameters(), *self.critic.parameters()]
-        self.optimiser = torch.optim.Adam(parameters, self.config.learning_rate, eps=1e-5)
-        self.best: dict[str, Tensor] = {}
-        self.best_ever, self.selected = -math.inf, -math.inf
+        self.best: list[dict[str, Tensor]] = [{} for _ in self.actors]
+        self.best_ever, self.selected = ([-math.inf] * len(self.actors) for _ in range(2))
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         """Dreams on for ``horizon`` steps, then learns from them."""
         config = self.config
-        number, update = divmod(iteration, config.iterations)
-        if iteration and not update:
-            self._begin(number)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * (1 - update / config.iterations)
+            group["lr"] = config.learning_rate * (1 - iteration / config.iterations)
         experience, told = self._dreamt()
         self.dream_steps += experience.value.numel()
-        flat = [getattr(experience, name).flatten(0, 1) for name in Experience.__dataclass_fields__]
-        parts: dict[str, Tensor] = {}
+        parts = [getattr(experience, name) for name in Experience.__dataclass_fields__]
+        flat = [x.transpose(0, 1).flatten(1, 2) for x in parts]
+        losses: dict[str, Tensor] = {}
         for _ in range(config.epochs):
-            order = torch.randperm(len(flat[0]), generator=self.dream.generator, device=self.dream.device)
+            order = torch.randperm(flat[0].shape[1], generator=self.dream.generator, device=self.dream.device)
             for rows in order.chunk(config.minibatches):
-                parts = self._update(*(x[rows] for x in flat))
+                losses = self._update(*(x[:, rows] for x in flat))
         self.updates = iteration + 1
         if self._is_due():
             self._select()
-        return {**told, **parts}
-
-    def _begin(self, number: int) -> None:
-        """The next actor, in other dreams."""
-        self._keep_best()
-        self._turn_to(number)
-        self.dream.begin(self.dream.draw_starts(len(self.dream)))
-        self.returns = torch.zeros_like(self.returns)
-
-    def _keep_best(self) -> None:
-        """Of the actor that learns, as it was when it was scored."""
-        if self.best:
-            self.actor.load_state_dict(self.best)
+        return {**told, **losses}
 
     @torch.no_grad()
     def _dreamt(self) -> tuple[Experience, dict[str, Tensor]]:
-        dream, discount, rows, ended = self.dream, self.config.discount, [], []
+        dream, rows, ended = self.dream, [], []
+        fading = self.config.trace * self.config.discount**self.config.held
         seen = self._seen()
-        for _ in range(self.config.horizon):
+        for _ in range(self.config.horizon // self.config.held):
             drawn, log_p = self._draw(seen)
-            value = self.critic(seen)[:, 0]
-            reward, terminated, truncated = dream.step(drawn if self.discrete else drawn.tanh())
-            following = self.critic(self._seen())[:, 0] * ~terminated
-            over = terminated | truncated
-            surprise = (1 - discount) * reward + discount * following - value  # so values are means of rewards
-            rows.append((seen, drawn, log_p, value, surprise, over))
-            self.returns += reward
+            value = self._value(seen)
+            gained, left, over = self._held(drawn if self.discrete else drawn.tanh())
+            surprise = gained + left * self._value(self._seen()) - value
+            rows.append((seen, drawn, log_p, value, surprise, self._apart(over)))
             ended.append(self.returns[over])
             self.returns = self.returns * ~over
             dream.reset(over)
@@ -217,36 +205,66 @@ class ActorCritic:
         seen, drawn, log_p, value, surprise, over = (torch.stack(column) for column in zip(*rows, strict=True))
         advantage, ahead = torch.empty_like(surprise), torch.zeros_like(surprise[0])
         for t in reversed(range(len(rows))):
-            ahead = surprise[t] + discount * self.config.trace * ahead * ~over[t]
+            ahead = surprise[t] + fading * ahead * ~over[t]
             advantage[t] = ahead
         finished = torch.cat(ended)
         self.last_return = finished.mean() if len(finished) else self.last_return
         return Experience(seen, drawn, log_p, value, advantage), {"return": self.last_return}
 
+    def _held(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Does the same [D, N, A] for a while: what was gained meanwhile and what of the value afterwards is left, each
+        [D, N], and which dreams are over [D N].
+
+        An end weighs as much as M held it to be likely, whether or not it came: a draw would say the same in the mean.
+        """
+        discount, gained = self.config.discount, torch.zeros_like(self.returns)
+        left, over = torch.ones_like(gained), torch.zeros_like(gained, dtype=torch.bool)
+        for _ in range(self.config.held):
+            reward, terminated, truncated = self.dream.step(actions.flatten(0, 1))
+            gained = gained + (1 - discount) * left * reward  # so values are means of rewards
+            left = left * discount * (1 - self.dream.risk)
+            self.returns += reward * ~over
+            over |= terminated | truncated
+        return self._apart(gained), self._apart(left), over
+
     def _update(
         self, seen: Tensor, drawn: Tensor, log_p_before: Tensor, value_before: Tensor, advantage: Tensor
     ) -> dict[str, Tensor]:
         config = self.config
-        log_p, entropy = self._log_p(self.actor(seen), drawn)
+        log_p, entropy = self._log_p(self._told(seen), drawn)
         ratio = (log_p - log_p_before).exp()
-        scaled = (advantage - advantage.mean()) / (advantage.std() + 1e-6)
+        scaled = (advantage - advantage.mean(1, keepdim=True)) / (advantage.std(1, keepdim=True) + 1e-6)
         clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-        gain = torch.minimum(ratio * scaled, clipped * scaled).mean()
-        miss = nn.functional.huber_loss(self.critic(seen)[:, 0], value_before + advantage)
-        loss = miss - gain - config.entropy * entropy.mean()
+        gain = torch.minimum(ratio * scaled, clipped * scaled)
+        miss = nn.functional.huber_loss(self._value(seen), value_before + advantage, reduction="none")
+        loss = (miss - gain - config.entropy * entropy).mean(1).sum()  # no actor's gradient depends on another's
         self.optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.optimiser.param_groups[0]["params"], 0.5)
+        for group in self.optimiser.param_groups:
+            nn.utils.clip_grad_norm_(group["params"], 0.5)
         self.optimiser.step()
-        return {"critic": miss.detach(), "entropy": entropy.detach().mean()}
+        return {"critic": miss.detach().mean(), "entropy": entropy.detach().mean()}
+
+    def _apart(self, x: Tensor) -> Tensor:
+        """[D N, ...] -> [D, N, ...]: each actor's own."""
+        return x.unflatten(0, (len(self.actors), -1))
 
     def _seen(self) -> Tensor:
-        return self.dream.seen(self.remembers)
+        return self._apart(self.dream.seen(self.remembers))
+
+    def _value(self, seen: Tensor) -> Tensor:
+        """[D, N, O] -> [D, N]"""
+        return torch.stack([critic(x)[:, 0] for critic, x in zip(self.critics, seen, strict=True)])
+
+    def _told(self, seen: Tensor) -> Any:
+        """What each actor tells of what it sees (as its ``forward``), stacked."""
+        told = [actor(x) for actor, x in zip(self.actors, seen, strict=True)]
+        return torch.stack(told) if self.discrete else tuple(torch.stack(part) for part in zip(*told, strict=True))
 
     def _draw(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        told = self.actor(seen)
+        told = self._told(seen)
         if self.discrete:
-            drawn = self.actor.act(seen, self.dream.generator)
+            drawn = self._apart(CategoricalActor.draw(told.flatten(0, 1), self.dream.generator))
         else:
             mean, log_sd = told
             noise = torch.randn(mean.shape, generator=self.dream.generator, device=mean.device)
@@ -254,7 +272,7 @@ class ActorCritic:
         return drawn, self._log_p(told, drawn)[0]
 
     def _log_p(self, told: Any, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probability of what was drawn under what the actor told, and the entropy, each [B]."""
+        """Log-probability of what was drawn under what the actors told, and the entropy, each [D, N]."""
         if self.discrete:
             return (told * drawn).sum(-1), -(told.exp() * told).sum(-1)
         mean, log_sd = told
@@ -263,76 +281,73 @@ class ActorCritic:
         return (-0.5 * standard.square() - log_sd - constant).sum(-1), (log_sd + constant + 0.5).sum(-1)
 
     def _select(self) -> None:
-        """Scores the actor in reality, on its own; remembers its best so far."""
+        """Scores each actor in reality, on its own; remembers its best so far."""
         if self.select is None:
             return
-        alone = deepcopy(self.agent)
-        alone.spec, alone.actor = replace(alone.spec, actors=1), deepcopy(self.actor)
-        self.selected, env_steps = self.select(alone.cpu(), self.selections)
-        self.select_env_steps += env_steps
-        self.selections += 1
-        if self.selected > self.best_ever:
-            self.best_ever = self.selected
-            self.best = {name: x.detach().clone() for name, x in self.actor.state_dict().items()}
+        for number, actor in enumerate(self.actors):
+            alone = deepcopy(self.agent)
+            alone.spec, alone.actor = replace(alone.spec, actors=1), deepcopy(actor)
+            self.selected[number], env_steps = self.select(alone.cpu(), self.selections)
+            self.select_env_steps += env_steps
+            self.selections += 1
+            if self.selected[number] > self.best_ever[number]:
+                self.best_ever[number] = self.selected[number]
+                self.best[number] = {name: x.detach().clone() for name, x in actor.state_dict().items()}
 
-    def finish(self) -> list[Any]:
-        """The actors that have learned; has the last scored too, where time ran out before its turn."""
+    def finish(self) -> None:
+        """Has actors scored that time left no turn, and brings back each as it was when it scored best."""
         if self.config.selections and not self._is_due():
             self._select()
-        self._keep_best()
-        return self.actors[: self._learning + 1]
-
-    @property
-    def _learning(self) -> int:
-        """Which actor learned last."""
-        return max(0, self.updates - 1) // self.config.iterations
+        for actor, best in zip(self.actors, self.best, strict=True):
+            if best:
+                actor.load_state_dict(best)
 
     def _is_due(self) -> bool:
-        config = self.config
-        update = (self.updates - 1) % config.iterations + 1
+        config, update = self.config, self.updates
         return update * config.selections // config.iterations > (update - 1) * config.selections // config.iterations
 
     def observe(self) -> Metrics:
-        """Dream steps, env steps of selection, and this actor's last and best mean return there."""
+        """Dream steps, env steps of selection, and actors' last and best mean return there."""
         told: Metrics = {
             "env_steps": 0,
             "dream_steps": self.dream_steps,
             "select_env_steps": self.select_env_steps,
             "selections": self.selections,
         }
-        return {**told, "selected": self.selected, "best_ever": self.best_ever} if self.best else told
+        return {**told, "selected": fmean(self.selected), "best_ever": fmean(self.best_ever)} if self.best[0] else told
 
     def state_dict(self) -> dict[str, Any]:
         dream = self.dream
         return {
             "actors": [actor.state_dict() for actor in self.actors],
-            "critic": self.critic.state_dict(),
+            "critics": [critic.state_dict() for critic in self.critics],
             "optimiser": self.optimiser.state_dict(),
-            "best": self.best,
             "dream": {"z": dream.z, "h": dream.state[0], "c": dream.state[1], "steps": dream.steps},
-            "returns": self.returns,
-            "last_return": self.last_return,
             "generator": dream.generator.get_state(),
-            **{name: getattr(self, name) for name in _COUNTED},
+            **{name: getattr(self, name) for name in _KEPT},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for actor, weights in zip(self.actors, state["actors"], strict=True):
-            actor.load_state_dict(weights)
-        for name in _COUNTED:
+        for name in ("actors", "critics"):
+            for module, weights in zip(getattr(self, name), state[name], strict=True):
+                module.load_state_dict(weights)
+        for name in _KEPT:
             setattr(self, name, state[name])
-        self._turn_to(self._learning)
-        self.critic.load_state_dict(state["critic"])
+        self.returns = self.returns.to(self.dream.device)
         load_optimiser(self.optimiser, state["optimiser"])
         dream, saved = self.dream, {name: x.to(self.dream.device) for name, x in state["dream"].items()}
         dream.z, dream.state, dream.steps = saved["z"], (saved["h"], saved["c"]), saved["steps"]
         dream.generator.set_state(state["generator"])
-        self.best, self.returns, self.last_return = (
-            state["best"],
-            state["returns"].to(dream.device),
-            state["last_return"],
-        )
-        self.best_ever, self.selected = state["best_ever"], state["selected"]
 
 
-_COUNTED = ("updates", "dream_steps", "select_env_steps", "selections", "best_ever", "selected")
+_KEPT = (
+    "updates",
+    "dream_steps",
+    "select_env_steps",
+    "selections",
+    "returns",
+    "last_return",
+    "best",
+    "best_ever",
+    "selected",
+)

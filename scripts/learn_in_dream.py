@@ -31,7 +31,7 @@ class DreamAgentConfig:
         starts: moments of real play that dreams begin at, at most (about 5 KB each).
         select_episodes: in reality, each time; on selection seeds, and counted.
         workers: environments stepped in parallel processes.
-        dreamers: actors that learn one after the other, and act as one.
+        dreamers: actors that learn side by side, and act as one.
         learning: the actor-critic's.
     """
 

@@ -10,12 +10,11 @@ import torch
 from gymnasium.spaces import Discrete, MultiBinary
 from gymnasium.vector import VectorEnv
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig, learn_in_dream
+from agents.actor_critic import ActorCritic, ActorCriticConfig, Experience, learn_in_dream
 from agents.agent import Agent, AgentSpec, LatentAgent
 from agents.committee import Committee
 from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import ObservationConfig
-from agents.sac import GaussianActor
 from agents.trust import dream_returns
 from agents.world_model import WorldModel
 from tests.deadly import FIRST_SEEN, SPACE, deadly, starts
@@ -74,9 +73,10 @@ def test_advantages_are_discounted_sums_of_surprises_until_each_dreams_end(monke
     step, seen = learner.dream.step, []
 
     def watched(a_t):
-        told = step(a_t)
-        seen.append((*told, learner.critic(learner._seen())[:, 0].detach()))
-        return told
+        reward, terminated, truncated = step(a_t)
+        following = learner._value(learner._seen())[0].detach()
+        seen.append((reward, terminated, truncated, learner.dream.risk, following))
+        return reward, terminated, truncated
 
     monkeypatch.setattr(learner.dream, "step", watched)
     experience, _ = learner._dreamt()
@@ -85,14 +85,14 @@ def test_advantages_are_discounted_sums_of_surprises_until_each_dreams_end(monke
         for t in range(12):
             expected, weight = 0.0, 1.0
             for k in range(t, 12):
-                reward, terminated, truncated, following = (x[n].item() for x in seen[k])
-                ahead = 0.0 if terminated else 0.9 * following
-                expected += weight * (0.1 * reward + ahead - experience.value[k, n].item())
+                reward, terminated, truncated, risk, following = (x[n].item() for x in seen[k])
+                ahead = 0.9 * (1 - risk) * following
+                expected += weight * (0.1 * reward + ahead - experience.value[k, 0, n].item())
                 weight *= 0.9 * 0.8
                 if terminated or truncated:
                     ends.add((terminated, truncated))
                     break
-            assert experience.advantage[t, n].item() == pytest.approx(expected, abs=1e-5)
+            assert experience.advantage[t, 0, n].item() == pytest.approx(expected, abs=1e-5)
     assert len(ends) >= 2, "some terminated and some were truncated"
 
 
@@ -114,30 +114,40 @@ def test_reality_selects_the_best_and_that_is_counted(tmp_path):
 
 
 def test_several_actors_learn_apart_and_act_as_one(tmp_path):
-    """Each is scored by itself, and its best says its word: here the second's first, and the others' last."""
+    """Each is scored by itself, and its best says its word: here the first's first, and the others' last."""
     model = deadly()
     begin = replace(starts(), state=model.start(5))
     weights: list[torch.Tensor] = []
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         weights.append(next(iter(agent.actor.parameters())).detach().clone())
-        return float(asked) if asked != 3 else 0.0, 100
+        return float(asked) if asked != 3 else -1.0, 100
 
     config = replace(CONFIG, selections=2)
     learned = learn_in_dream(agent_of(model, actors=3), model, begin, DREAM, config, tmp_path, select)
     assert isinstance(learned.actor, Committee)
-    for member, chosen in zip(learned.actor.members, (1, 2, 5), strict=True):
+    for member, chosen in zip(learned.actor.members, (0, 4, 5), strict=True):
         assert torch.equal(next(iter(member.parameters())), weights[chosen])
     assert lived(learned, model, begin) > 55
     told = read_log(tmp_path / "metrics.jsonl")[-1]
     assert (told["dream_steps"], told["select_env_steps"]) == (3 * 60 * 8 * 64, 600)
 
 
-def test_actors_that_time_left_no_turn_have_no_say(tmp_path):
-    model, config = deadly(), replace(CONFIG, minutes=1e-6)
-    learned = learn_in_dream(agent_of(model, actors=3), model, starts(), DREAM, config, tmp_path)
-    assert learned.spec.actors == 1
-    assert isinstance(learned.actor, GaussianActor)
+def test_actors_learn_as_if_each_were_alone(tmp_path):
+    """What one is told of its dreams makes no difference to the other."""
+    model = deadly()
+    learner = ActorCritic(agent_of(model, actors=2), Dream(model, starts(), 128, DREAM), CONFIG)
+    experience, _ = learner._dreamt()
+    parts = [getattr(experience, name).transpose(0, 1).flatten(1, 2) for name in Experience.__dataclass_fields__]
+    *others, advantage = parts
+    changed = [*others, advantage * torch.tensor([[1.0], [-1.0]])]
+    ends = []
+    for given in (parts, changed):
+        fresh = ActorCritic(agent_of(model, actors=2), Dream(model, starts(), 128, DREAM), CONFIG)
+        fresh._update(*given)
+        ends.append([next(iter(actor.parameters())).detach().clone() for actor in fresh.actors])
+    assert torch.equal(ends[0][0], ends[1][0])
+    assert not torch.equal(ends[0][1], ends[1][1])
 
 
 @pytest.mark.parametrize(
@@ -163,7 +173,7 @@ def test_an_interrupted_learner_ends_with_the_same_weights(tmp_path, monkeypatch
     def select(agent: Agent, asked: int) -> tuple[float, int]:
         return float(asked), 1  # the last
 
-    model, config = deadly(), replace(CONFIG, iterations=6 // actors, selections=1)
+    model, config = deadly(), replace(CONFIG, iterations=6, selections=1)
     whole = learn_in_dream(agent_of(model, actors=actors), model, starts(), DREAM, config, tmp_path / "whole", select)
     step = ActorCritic.step
 
