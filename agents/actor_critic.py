@@ -174,7 +174,7 @@ class ActorCritic:
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * (1 - iteration / config.iterations)
         experience, told = self._dreamt()
-        self.dream_steps += experience.value.numel()
+        self.dream_steps += config.horizon * len(self.dream)
         parts = [getattr(experience, name) for name in Experience.__dataclass_fields__]
         flat = [x.transpose(0, 1).flatten(1, 2) for x in parts]
         losses: dict[str, Tensor] = {}
