@@ -39,8 +39,6 @@ class ActorCriticConfig:
     Attributes:
         dreams: of each of the agent's actors; all step together.
         horizon: steps of each dream between two updates.
-        held: of these that an action lasts. Awake the agent decides anew at each; in dreams what one step's action is
-            worth drowns in what follows by chance.
         iterations: updates, at most.
         minutes: stop earlier after so much wall time.
         epochs, minibatches: passes over an update's steps, and parts of each pass.
@@ -56,7 +54,6 @@ class ActorCriticConfig:
 
     dreams: int = 1024
     horizon: int = 32
-    held: int = 1
     iterations: int = 200
     minutes: float | None = None
     epochs: int = 2
@@ -74,8 +71,6 @@ class ActorCriticConfig:
         for name in ("dreams", "horizon", "iterations", "epochs", "minibatches", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not (1 <= self.held <= self.horizon and self.horizon % self.held == 0):
-            raise ValueError(f"held must be in 1..horizon and divide it ({self.horizon}), got {self.held}")
         if not 0 <= self.selections <= self.iterations:
             raise ValueError(f"selections must be in 0..iterations ({self.iterations}), got {self.selections}")
 
@@ -189,15 +184,18 @@ class ActorCritic:
 
     @torch.no_grad()
     def _dreamt(self) -> tuple[Experience, dict[str, Tensor]]:
-        dream, rows, ended = self.dream, [], []
-        fading = self.config.trace * self.config.discount**self.config.held
+        dream, discount, rows, ended = self.dream, self.config.discount, [], []
         seen = self._seen()
-        for _ in range(self.config.horizon // self.config.held):
+        for _ in range(self.config.horizon):
             drawn, log_p = self._draw(seen)
             value = self._value(seen)
-            gained, left, over = self._held(drawn if self.discrete else drawn.tanh())
-            surprise = gained + left * self._value(self._seen()) - value
+            actions = drawn if self.discrete else drawn.tanh()
+            reward, terminated, truncated = dream.step(actions.flatten(0, 1))
+            following = self._value(self._seen()) * ~self._apart(terminated)
+            over = terminated | truncated
+            surprise = (1 - discount) * self._apart(reward) + discount * following - value  # values: means of rewards
             rows.append((seen, drawn, log_p, value, surprise, self._apart(over)))
+            self.returns += reward
             ended.append(self.returns[over])
             self.returns = self.returns * ~over
             dream.reset(over)
@@ -205,27 +203,11 @@ class ActorCritic:
         seen, drawn, log_p, value, surprise, over = (torch.stack(column) for column in zip(*rows, strict=True))
         advantage, ahead = torch.empty_like(surprise), torch.zeros_like(surprise[0])
         for t in reversed(range(len(rows))):
-            ahead = surprise[t] + fading * ahead * ~over[t]
+            ahead = surprise[t] + discount * self.config.trace * ahead * ~over[t]
             advantage[t] = ahead
         finished = torch.cat(ended)
         self.last_return = finished.mean() if len(finished) else self.last_return
         return Experience(seen, drawn, log_p, value, advantage), {"return": self.last_return}
-
-    def _held(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Does the same [D, N, A] for a while: what was gained meanwhile and what of the value afterwards is left, each
-        [D, N], and which dreams are over [D N].
-
-        An end weighs as much as M held it to be likely, whether or not it came: a draw would say the same in the mean.
-        """
-        discount, gained = self.config.discount, torch.zeros_like(self.returns)
-        left, over = torch.ones_like(gained), torch.zeros_like(gained, dtype=torch.bool)
-        for _ in range(self.config.held):
-            reward, terminated, truncated = self.dream.step(actions.flatten(0, 1))
-            gained = gained + (1 - discount) * left * reward  # so values are means of rewards
-            left = left * discount * (1 - self.dream.risk)
-            self.returns += reward * ~over
-            over |= terminated | truncated
-        return self._apart(gained), self._apart(left), over
 
     def _update(
         self, seen: Tensor, drawn: Tensor, log_p_before: Tensor, value_before: Tensor, advantage: Tensor

@@ -136,7 +136,7 @@ class Stepper:
         if self.rewarded:
             parts["reward"] = told[:, mixture.shape[1]].clone()
         if self.ending:
-            parts["risk"] = told[:, -1].sigmoid()
+            parts["terminated"] = uniform[:, -1] < told[:, -1].sigmoid()
         return parts
 
     def _product(self, name: str, x: Tensor, weight: Tensor) -> Tensor:
@@ -169,7 +169,6 @@ class Dream:
         z: float32 [N, Z], the codes now.
         state: M's h and c, each float32 [N, H].
         steps: int64 [N], since each began.
-        risk: float32 [N], how likely M held each to end in its last step.
     """
 
     def __init__(self, model: WorldModel, starts: Starts, count: int, config: DreamConfig, seed: int = 0):
@@ -190,7 +189,6 @@ class Dream:
         h, c = self.starts.state
         self.z, self.state = self.starts.z[at], (h[at], c[at])
         self.steps = torch.zeros(len(at), dtype=torch.int64, device=self.device)
-        self.risk = torch.zeros(len(at), device=self.device)
 
     def seen(self, remembers: bool) -> Tensor:
         """What a controller sees: z [N, Z], or z and h [N, Z + H] where it remembers."""
@@ -221,8 +219,8 @@ class Dream:
         told = self._step(self.z, a_t, *self.state, uniform, normal)
         self.z, self.state, self.steps = told["z"], (told["h"], told["c"]), self.steps + 1
         reward = told["reward"] if "reward" in told else torch.ones(count, device=self.device)
-        self.risk = told["risk"] if "risk" in told else torch.zeros(count, device=self.device)
-        return reward, uniform[:, -1] < self.risk, self.steps >= self.config.most_steps
+        terminated = told["terminated"] if "terminated" in told else torch.zeros_like(self.steps, dtype=torch.bool)
+        return reward, terminated, self.steps >= self.config.most_steps
 
 
 class DreamVectorEnv(VectorEnv):

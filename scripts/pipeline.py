@@ -179,7 +179,7 @@ SKILL_4_SCOUT = DreamAgentConfig(
     starts=60_000,
     dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
     dreamers=2,
-    learning=ActorCriticConfig(dreams=512, held=4, iterations=160, minibatches=4, selections=0, entropy=0.02),
+    learning=ActorCriticConfig(dreams=512, iterations=160, selections=0, entropy=0.02),
 )
 TAKECOVER_4 = replace(
     TAKECOVER,
