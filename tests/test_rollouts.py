@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -364,6 +365,16 @@ def test_a_split_holds_out_whole_episodes_and_loses_none(count: int, held_out: f
     assert test
     assert abs(len(test) - held_out * count) <= 1
     assert split_episodes(count, held_out, seed) == (train, test)
+
+
+def test_what_is_held_out_stays_so_when_episodes_are_added() -> None:
+    """Else a model that goes on in the next round would have learned what it is measured on."""
+    splits = [split_episodes(count, 0.1, 3) for count in (20, 400, 500, 607)]
+    for (train, held_out), (more_train, more_held_out) in itertools.pairwise(splits):
+        assert set(train) < set(more_train)
+        assert set(held_out) < set(more_held_out)
+    assert [len(held_out) for _, held_out in splits] == pytest.approx([2, 40, 50, 60.7], abs=1)
+    assert len({tuple(split_episodes(100, 0.1, seed)[1]) for seed in range(20)}) > 5
 
 
 def test_one_episode_cannot_be_split() -> None:

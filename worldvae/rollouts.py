@@ -221,13 +221,18 @@ def _written(episode: Episode, writing: Future[None]) -> Episode:
 def split_episodes(count: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
     """Positions of training and held-out episodes; at least one of each where there are two.
 
-    Whole episodes are held out: neighbouring frames are nearly equal, and would leak.
+    Whole episodes are held out: neighbouring frames are nearly equal, and would leak. They are spread evenly, and
+    (but for fewer than 1 / held_out) stay the same when episodes are added: what training has seen in an earlier round
+    would be known by heart.
     """
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    n_held_out = min(max(1, round(held_out * count)), count - 1)
-    if n_held_out < 1:
+    if count < 2:
         raise ValueError(f"holding out whole episodes needs at least 2, there are {count}")
-    return sorted(order[n_held_out:]), sorted(order[:n_held_out])
+    begin = np.random.default_rng(seed).random()
+    passed = np.floor(begin + held_out * np.arange(count + 1))
+    chosen = np.diff(passed) > 0
+    if chosen.all() or not chosen.any():
+        chosen[int(begin * count)] ^= True
+    return np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
 
 
 def describe_space(space: gymnasium.Space) -> dict[str, Any]:
