@@ -188,7 +188,7 @@ TAKECOVER_4 = replace(
     dynamics=SKILL_4_M,
     agent=replace(SKILL_4_SCOUT, dreamers=4),  # one in four goes astray, not all together (benchmarks/LOG.md)
     scout=SKILL_4_SCOUT,
-    rounds=4,
+    rounds=3,
     again=Again(
         collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
         vae=None,
