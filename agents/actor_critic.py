@@ -120,7 +120,7 @@ def learn_in_dream(
 
 @dataclass(frozen=True)
 class Experience:
-    """T steps of N dreams of each of D actors; as learned from, R = T N of them each: [D, R, ...].
+    """T steps of N dreams of each of D actors.
 
     Attributes:
         seen: float32 [T, D, N, O]
@@ -134,6 +134,11 @@ class Experience:
     log_p: Tensor
     value: Tensor
     advantage: Tensor
+
+    def by_actor(self) -> list[Tensor]:
+        """All five, each actor's steps in a row: [D, T N, ...]."""
+        parts = (self.seen, self.drawn, self.log_p, self.value, self.advantage)
+        return [x.transpose(0, 1).flatten(1, 2) for x in parts]
 
 
 class ActorCritic:
@@ -170,8 +175,7 @@ class ActorCritic:
             group["lr"] = config.learning_rate * (1 - iteration / config.iterations)
         experience, told = self._dreamt()
         self.dream_steps += config.horizon * len(self.dream)
-        parts = [getattr(experience, name) for name in Experience.__dataclass_fields__]
-        flat = [x.transpose(0, 1).flatten(1, 2) for x in parts]
+        flat = experience.by_actor()
         losses: dict[str, Tensor] = {}
         for _ in range(config.epochs):
             order = torch.randperm(flat[0].shape[1], generator=self.dream.generator, device=self.dream.device)

@@ -10,7 +10,7 @@ import torch
 from gymnasium.spaces import Discrete, MultiBinary
 from gymnasium.vector import VectorEnv
 
-from agents.actor_critic import ActorCritic, ActorCriticConfig, Experience, learn_in_dream
+from agents.actor_critic import ActorCritic, ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec, LatentAgent
 from agents.committee import Committee
 from agents.dream import Dream, DreamConfig, Starts
@@ -132,12 +132,21 @@ def test_several_actors_learn_apart_and_act_as_one(tmp_path):
     assert (told["dream_steps"], told["select_env_steps"]) == (3 * 60 * 8 * 64, 600)
 
 
+def test_where_time_runs_out_all_actors_have_learned_as_much(tmp_path):
+    model, config = deadly(), replace(CONFIG, minutes=1e-6)
+    learned = learn_in_dream(agent_of(model, actors=3), model, starts(), DREAM, config, tmp_path)
+    assert learned.spec.actors == 3
+    for member, new in zip(learned.actor.members, agent_of(model, actors=3).actor.members, strict=True):
+        assert not torch.equal(next(iter(member.parameters())), next(iter(new.parameters())))
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["dream_steps"] == 3 * 8 * 64
+
+
 def test_actors_learn_as_if_each_were_alone(tmp_path):
     """What one is told of its dreams makes no difference to the other."""
     model = deadly()
     learner = ActorCritic(agent_of(model, actors=2), Dream(model, starts(), 128, DREAM), CONFIG)
     experience, _ = learner._dreamt()
-    parts = [getattr(experience, name).transpose(0, 1).flatten(1, 2) for name in Experience.__dataclass_fields__]
+    parts = experience.by_actor()
     *others, advantage = parts
     changed = [*others, advantage * torch.tensor([[1.0], [-1.0]])]
     ends = []
