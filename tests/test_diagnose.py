@@ -89,7 +89,7 @@ def test_a_codec_of_a_few_steps_is_called_under_trained(scenes):
 def published(tmp_path_factory) -> tuple[FrameVAE, Diagnosis]:
     """The published objective on a dot of 2x2 pixels."""
     store, _ = scene_store(tmp_path_factory.mktemp("small"), 24, dot=2)
-    return trained(store, replace(WELL, latent_size=6, objective=PUBLISHED, passes=12))
+    return trained(store, replace(WELL, latent_size=6, objective=PUBLISHED, passes=20))
 
 
 def test_a_codec_that_paints_over_a_small_dot_is_said_to_drop_objects(published):

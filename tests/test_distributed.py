@@ -50,8 +50,8 @@ def train(processes: int, run: Path, *more: str) -> str:
 
 def test_two_processes_learn_what_one_learns(tmp_path, rollouts):
     alone, together = (run_in(tmp_path / name, rollouts) for name in ("alone", "together"))
-    train(1, alone)
-    said = train(2, together)
+    train(1, alone, "--seed", "3")
+    said = train(2, together, "--seed", "3")
     assert said.count("healthy:") == 1, "one process reports"
     logs = [read_log(run / "vae" / "metrics.jsonl") for run in (alone, together)]
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
