@@ -77,10 +77,12 @@ class Trajectories:
             seen_tp1=there & self.visible[at[:, 1:]],
         )
 
-    def whole(self, most: int = 64) -> Iterator[Sequences]:
-        """Every transition once, in whole episodes, ``most`` of them at a time."""
-        for i in range(0, len(self.lengths), most):
-            yield self.sequences(*padded_rows(self.first_rows[i : i + most], self.lengths[i : i + most]))
+    def whole(self, most: int = 32) -> Iterator[Sequences]:
+        """Every transition once, in whole episodes, ``most`` of like length at a time."""
+        by_length = np.argsort(self.lengths, kind="stable")
+        for i in range(0, len(by_length), most):
+            chosen = by_length[i : i + most]
+            yield self.sequences(*padded_rows(self.first_rows[chosen], self.lengths[chosen]))
 
     def reward_moments(self) -> Tensor:
         """Mean and sd of all rewards, float32 [2]; an sd of 1 where they never differ."""

@@ -94,15 +94,25 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         for _ in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):
             pass
         seconds = time.monotonic() - begin
-        print(summary(store, [i for i in range(len(store)) if store.header(i)["seed"] in listed]))
+        print(summary(store, positions(store, listed)))
         print(f"{(store.env_steps - steps_before) / seconds:.0f} env steps/s")
         return store
+
+
+def positions(store: RolloutStore, seeds: range) -> list[int]:
+    """Where the episodes of these seeds are."""
+    return [i for i in range(len(store)) if store.header(i)["seed"] in seeds]
+
+
+def returns_of(store: RolloutStore, episodes: list[int]) -> list[float]:
+    """What each of these episodes earned."""
+    return [float(store.episodes.read(store.indices[i], ("rewards",))[0]["rewards"].sum()) for i in episodes]
 
 
 def summary(store: RolloutStore, episodes: list[int]) -> str:
     """Episodes, lengths, returns and frame diversity in words, with warnings where needed."""
     headers = [store.header(i) for i in episodes]
-    returns = [float(store.episodes.read(store.indices[i], ("rewards",))[0]["rewards"].sum()) for i in episodes]
+    returns = returns_of(store, episodes)
     lengths = [header["env_steps"] for header in headers]
     varied = diversity(np.concatenate([store.visible_frames(i)[::4] for i in episodes[:64]]))
     lines = [
@@ -124,6 +134,7 @@ def _policy(config: CollectConfig, space: Any, num_envs: int) -> BehaviourPolicy
     if config.agent_run is None:
         raise ValueError(f"--policy {config.policy} needs --agent-run, the folder of the run that trained it")
     source = RunFolder(config.agent_run)
+    source = source.best if config.policy == "agent" else source
     learned = source.agent if config.policy == "agent" else source.evolved
     vae = FrameVAE.load(source.vae)
     if vae.config.frame != config.frame:

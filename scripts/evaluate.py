@@ -59,11 +59,10 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
         "frame": store.frame_spec,
         "env_kwargs": manifest["env_kwargs"],
     }
-    make_policy: Any
-    if config.policy == "random":
-        make_policy = _random_policy
-    else:
-        make_policy = partial(_agent_policy, Agent.load(_learned(run, config)), FrameVAE.load(run.vae))
+    vae = None if config.policy == "random" else FrameVAE.load(_judged(run, config).vae)
+    make_policy: Any = _random_policy
+    if vae is not None:
+        make_policy = partial(_agent_policy, Agent.load(_learned(run, config)), vae)
     env_id = config.env or manifest["env_id"]
     scores = evaluate(env_id, make_policy, seeds, workers=config.workers, name=config.policy, **setting)
     report = as_report(run, config, scores)
@@ -71,8 +70,8 @@ def score(run: RunFolder, config: EvaluateConfig) -> dict[str, Any]:
     elsewhere = "" if config.env is None else "_" + config.env.split(":")[-1].split("/")[-1]
     write_json(run.path / f"{name}{elsewhere}.json", report)
     print(f"{config.policy}: {scores}")
-    if config.policy != "random" and config.film:
-        film(run, make_policy, env_id, config.first_seed, setting, film_name + elsewhere)
+    if vae is not None and config.film:
+        film(run.pictures / (film_name + elsewhere), vae, make_policy, env_id, config.first_seed, setting)
     return report
 
 
@@ -92,16 +91,16 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
     }
     if config.policy == "random" or len(store) == 0:  # without its rollouts nobody knows what it has cost
         return report
-    vae, agent = read_json(run.vae / "config.json"), read_json(_learned(run, config) / "config.json")
+    vae, agent = (read_json(p / "config.json") for p in (_judged(run, config).vae, _learned(run, config)))
     learned = agent["training"]
-    trained_in = [run, *run.earlier]
-    summaries = [read_json(_learned(each, config) / "config.json")["training"] for each in trained_in]
+    agents = [each.agent for each in (*run.earlier, run)] if config.policy == "agent" else [run.evolved]
+    summaries = [read_json(folder / "config.json")["training"] for folder in agents]
     select = sum(int(summary.get("select_env_steps", 0)) for summary in summaries)
     train = sum(int(summary["env_steps"]) for summary in summaries)
     steps = {"collect": store.env_steps, "train": train, "select": select}
     last_stage = "train_agent" if config.policy == "agent" else "evolve"
     trained = run.seconds("train_vae", "encode", "train_dynamics", last_stage)
-    wall = {"collect": run.seconds("collect"), "train": trained}
+    wall = {"collect": run.seconds("collect", "choose"), "train": trained}
     return report | {
         "train_seed": learned["seed"],
         "env_steps": steps,
@@ -112,20 +111,26 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
     }
 
 
-def film(run: RunFolder, make_policy: Any, env_id: str, seed: int, setting: dict[str, Any], name: str) -> None:
+def film(path: Path, vae: FrameVAE, make_policy: Any, env_id: str, seed: int, setting: dict[str, Any]) -> None:
     """Records an episode's first 250 decisions: real | reconstruction, in the codec's frames."""
-    vae, env = FrameVAE.load(run.vae), make_vector_env(env_id, 1, backend="sync", **setting)
+    env = make_vector_env(env_id, 1, backend="sync", **setting)
     fps = env.metadata.get("render_fps", 50) / setting["action_repeat"]
     with closing(env):
         episode = next(record(env, make_policy(env), vae.config.frame, [seed]))
     frames = episode.frames[:250]
     images = side_by_side([frames, vae.decode(vae.encode(frames).mean.cpu().numpy())])
-    for path in save_film(run.pictures / name, images, fps):
-        print(path)
+    for written in save_film(path, images, fps):
+        print(written)
+
+
+def _judged(run: RunFolder, config: EvaluateConfig) -> RunFolder:
+    """The round whose agent was chosen; controllers evolve in the last."""
+    return run.best if config.policy == "agent" else run
 
 
 def _learned(run: RunFolder, config: EvaluateConfig) -> Path:
-    return run.agent if config.policy == "agent" else run.evolved
+    judged = _judged(run, config)
+    return judged.agent if config.policy == "agent" else judged.evolved
 
 
 def _agent_policy(agent: Agent, vae: FrameVAE, env: Any) -> PixelAgent:

@@ -42,6 +42,13 @@ class RunFolder:
         """The rounds before the last, so far."""
         return [self.round(i) for i in range(sum(1 for _ in self.path.glob("round-*")))]
 
+    @property
+    def best(self) -> RunFolder:
+        """The round whose agent was chosen, or else the last."""
+        file = self.path / "chosen.json"
+        rounds = [*self.earlier, self]
+        return rounds[read_json(file)["round"]] if file.exists() else self
+
     def seconds(self, *stages: str) -> float:
         """Wall seconds that these stages took, over all sittings and rounds."""
         here = sum(self.stages.get(stage, {}).get("seconds", 0.0) for stage in stages)

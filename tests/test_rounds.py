@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,14 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from agents.actor_critic import ActorCriticConfig
-from agents.agent import Agent
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
 from scripts import dream, dream_gap
-from scripts.collect import CollectConfig, collect
+from scripts.collect import CollectConfig, collect, positions, returns_of
 from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig, score
 from scripts.learn_in_dream import DreamAgentConfig
-from scripts.pipeline import Again, PipelineConfig, refresh_codec, run_pipeline, with_seed
+from scripts.pipeline import Again, PipelineConfig, choose, refresh_codec, run_pipeline, with_seed
 from scripts.run_folder import RunFolder
 from worldvae import FrameSpec, FrameVAE, ObjectiveConfig, RolloutStore, VAETrainingConfig
 from worldvae.checkpoint import read_json
@@ -58,8 +58,8 @@ def finished(tmp_path_factory) -> tuple[RunFolder, str]:
 def test_the_second_rounds_rollouts_are_played_by_the_firsts_agent(finished):
     run, _ = finished
     store = RolloutStore(run.rollouts)
-    assert [store.header(i)["policy"] for i in range(28)] == ["correlated"] * 20 + ["agent"] * 8
-    assert [store.header(i)["seed"] for i in range(20, 28)] == list(range(5000, 5008))
+    assert [store.header(i)["policy"] for i in range(36)] == ["correlated"] * 20 + ["agent"] * 16
+    assert [store.header(i)["seed"] for i in range(20, 36)] == list(range(5000, 5016))
     first, last = (FrameVAE.load(folder.vae).sha256 for folder in (run.round(0), run))
     assert first != last
     assert [folder.path.name for folder in run.earlier] == ["round-0"]
@@ -68,19 +68,21 @@ def test_the_second_rounds_rollouts_are_played_by_the_firsts_agent(finished):
 def test_only_collecting_and_selecting_took_env_steps_and_all_rounds_minutes_count(finished):
     run, table = finished
     told = read_json(run.path / "evaluation.json")
-    assert told["env_steps"] == {"collect": 28 * 20, "train": 0, "select": 2 * 2 * 2 * 20}
+    assert told["env_steps"] == {"collect": 36 * 20, "train": 0, "select": 2 * 2 * 2 * 20}
     assert told["config"]["agent"]["dream_steps"] == 8 * 8 * 32
     stages = [folder.stages for folder in (run, run.round(0))]
     spent = sum(each[s]["seconds"] for each in stages for s in ("train_vae", "encode", "train_dynamics", "train_agent"))
     assert told["wall_seconds"]["train"] == pytest.approx(spent)
-    assert told["wall_seconds"]["collect"] == pytest.approx(sum(each["collect"]["seconds"] for each in stages))
+    assert told["wall_seconds"]["collect"] == pytest.approx(
+        sum(each[s]["seconds"] for each in stages for s in ("collect", "choose") if s in each)
+    )
     assert "report.html" in table
 
 
 def test_what_is_done_is_not_done_again_in_any_round(finished, capsys):
     run, _ = finished
     run_pipeline(run, with_seed(CONFIG, 0, "sync"))
-    assert capsys.readouterr().out.count("done before") == 5 + 5 + 2
+    assert capsys.readouterr().out.count("done before") == 5 + 5 + 1 + 2
 
 
 def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path):
@@ -92,21 +94,36 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
     assert len(LatentStore(later.latents)) == 20
     encode_rollouts(later)
     latents, store = LatentStore(later.latents), RolloutStore(run.rollouts)
-    assert len(latents) == 28
+    assert len(latents) == 36
     np.testing.assert_allclose(latents[27].mean, first.encode(store.visible_frames(27)).mean, atol=1e-4)
 
 
-def test_a_scout_is_trained_before_the_last_round_and_a_kept_codec_stays(tmp_path):
-    scout = replace(CONFIG.agent, dreamers=2, learning=replace(CONFIG.agent.learning, iterations=4, selections=1))
-    config = replace(CONFIG, scout=scout, again=replace(CONFIG.again, vae=None))
+@pytest.mark.parametrize("better", [0, 1])
+def test_the_agent_of_the_round_that_played_best_is_judged_and_plays(finished, tmp_path, better):
+    """Were the rounds' returns others, another agent would be chosen: the recorded ones are changed to see that."""
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(finished[0].path, run.path)
+    store = RolloutStore(run.rollouts)
+    for i in positions(store, range(5000 + 8 * better, 5008 + 8 * better)):
+        tensors, header = store.episodes.read(store.indices[i])
+        store.episodes.write(store.indices[i], {**tensors, "rewards": tensors["rewards"] + 1000}, header)
+    choose(run, with_seed(CONFIG, 0, "sync"))
+    told = read_json(run.path / "chosen.json")
+    assert told["round"] == better
+    assert told["returns"] == [
+        np.mean(returns_of(store, positions(store, range(first, first + 8)))) for first in (5000, 5008)
+    ]
+    chosen = run.round(0) if better == 0 else run
+    report = score(run, CONFIG.evaluate)
+    alone = score(RunFolder(chosen.path, run.rollouts), CONFIG.evaluate)
+    assert report["returns"] == alone["returns"]
+
+
+def test_a_kept_codec_stays(tmp_path):
     run = RunFolder(tmp_path)
-    run_pipeline(run, with_seed(config, 1, "sync"))
+    run_pipeline(run, with_seed(replace(CONFIG, again=replace(CONFIG.again, vae=None)), 1, "sync"))
     assert FrameVAE.load(run.vae).sha256 == FrameVAE.load(run.round(0).vae).sha256
-    assert len(LatentStore(run.latents)) == len(RolloutStore(run.rollouts)) == 28
-    scouts, lasts = (read_json(folder.agent / "config.json")["training"] for folder in (run.round(0), run))
-    assert (scouts["iterations"], lasts["iterations"], scouts["seed"]) == (4, 8, 1)
-    assert read_json(run.path / "evaluation.json")["env_steps"]["select"] == (2 * 1 + 2) * 2 * 20
-    assert [Agent.load(folder.agent).spec.actors for folder in (run.round(0), run)] == [2, 1]
+    assert len(LatentStore(run.latents)) == 28
 
 
 def test_an_agent_that_sees_other_frames_plays_nothing_and_leaves_nothing(finished, tmp_path):
