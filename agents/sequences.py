@@ -78,7 +78,7 @@ class Trajectories:
         )
 
     def whole(self, most: int = 32) -> Iterator[Sequences]:
-        """Every transition once, in whole episodes, ``most`` at a time: the shortest first, so that padding is little."""
+        """Every transition once, in whole episodes, ``most`` at a time, shortest first: little is padded."""
         by_length = np.argsort(self.lengths, kind="stable")
         for i in range(0, len(by_length), most):
             chosen = by_length[i : i + most]
