@@ -108,6 +108,7 @@ def as_report(run: RunFolder, config: EvaluateConfig, scores: Scores) -> dict[st
         "wall_seconds": {**wall, **report["wall_seconds"]},
         "latent": {"z": agent["config"]["latent_size"], "kl_nats": vae["training"]["held_out_kl"]},
         "config": {"vae": vae["training"], "agent": learned},
+        **({"chosen": run.chosen} if run.chosen else {}),
     }
 
 

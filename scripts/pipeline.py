@@ -181,17 +181,23 @@ SKILL_4_AGENT = DreamAgentConfig(
     dreamers=2,
     learning=ActorCriticConfig(dreams=512, iterations=160, selections=0, entropy=0.02),
 )
+# Decides every fourth tic: what an action brings comes within fewer steps of a dream (benchmarks/LOG.md).
+SKILL_4_PLAY = replace(COVER, env=SKILL_4, action_repeat=4)
 TAKECOVER_4 = replace(
     TAKECOVER,
-    collect=tuple(replace(play, env=SKILL_4, episodes=n) for play, n in ((COVER, 180), (JITTER, 140), (FAR, 80))),
-    vae=replace(COVER_VAE, passes=2),
-    dynamics=SKILL_4_M,
-    agent=SKILL_4_AGENT,
-    rounds=5,  # whether an M teaches well is chance: of five one does (benchmarks/LOG.md)
+    collect=(
+        replace(SKILL_4_PLAY, episodes=450, correlated=CorrelatedConfig(correlation=3, sd=(1.0,))),
+        replace(SKILL_4_PLAY, episodes=300, policy="uniform", first_seed=600),
+        replace(SKILL_4_PLAY, episodes=250, first_seed=2000, correlated=CorrelatedConfig(correlation=15, sd=(1.5,))),
+    ),
+    vae=replace(COVER_VAE, passes=3, objective=replace(COVER_VAE.objective, correlation=0.9)),
+    dynamics=replace(SKILL_4_M, passes=25),
+    agent=replace(SKILL_4_AGENT, context=8, learning=replace(SKILL_4_AGENT.learning, discount=0.97)),
+    rounds=5,
     again=Again(
-        collect=replace(COVER, env=SKILL_4, episodes=100, first_seed=5000),
+        collect=replace(SKILL_4_PLAY, episodes=150, first_seed=5000),
         vae=None,
-        dynamics=replace(SKILL_4_M, learning_rate=7e-3, passes=14),
+        dynamics=replace(SKILL_4_M, learning_rate=7e-3, passes=20),
     ),
 )
 PRESETS = {

@@ -45,9 +45,13 @@ class RunFolder:
     @property
     def best(self) -> RunFolder:
         """The round whose agent was chosen, or else the last."""
+        return [*self.earlier, self][self.chosen.get("round", -1)]
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Which round's agent played best (``round``, from 0), and all rounds' returns; empty where none was chosen."""
         file = self.path / "chosen.json"
-        rounds = [*self.earlier, self]
-        return rounds[read_json(file)["round"]] if file.exists() else self
+        return read_json(file) if file.exists() else {}
 
     def seconds(self, *stages: str) -> float:
         """Wall seconds that these stages took, over all sittings and rounds."""

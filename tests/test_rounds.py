@@ -117,6 +117,7 @@ def test_the_agent_of_the_round_that_played_best_is_judged_and_plays(finished, t
     report = score(run, CONFIG.evaluate)
     alone = score(RunFolder(chosen.path, run.rollouts), CONFIG.evaluate)
     assert report["returns"] == alone["returns"]
+    assert report["chosen"] == told
 
 
 def test_a_kept_codec_stays(tmp_path):

@@ -157,14 +157,17 @@ class ActionRepeat(gymnasium.Wrapper):
     """Plays each action ``repeat`` env steps, sums the rewards and counts the emulator's steps.
 
     ``info["env_steps"]`` includes the repeats that an emulator hides (ALE's ``frameskip``). CarRacing draws a frame in
-    every step, which takes nearly all of its time: here it draws those that are returned, pixel for pixel as ever.
+    every step, which takes nearly all of its time: here it draws those that are returned, pixel for pixel as ever. So
+    does any environment with an attribute ``drawn``: while it is false, ``step`` may return the frame before. (So where
+    ``max_episode_steps`` cuts an action short, its last frame is a few steps old.)
     """
 
     def __init__(self, env: gymnasium.Env, repeat: int):
         super().__init__(env)
         self.repeat = repeat
         self.hidden_repeat = hidden_repeat(env)
-        self._game: Any = env.unwrapped if _draws_alone(env) else None
+        self._redraws = _draws_alone(env)
+        self._game: Any = env.unwrapped if self._redraws or hasattr(env.unwrapped, "drawn") else None
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total, steps = 0.0, 0
@@ -173,7 +176,7 @@ class ActionRepeat(gymnasium.Wrapper):
             with nullcontext() if self._game is None or steps == self.repeat - 1 else _undrawn(self._game):
                 observation, reward, terminated, truncated, info = self.env.step(action)
             total, steps = total + float(reward), steps + 1
-        if self._game is not None and steps < self.repeat:  # over before its last step
+        if self._redraws and steps < self.repeat:  # over before its last step
             observation = self._game.state = self._game._render("state_pixels")
         return observation, total, terminated, truncated, {**info, "env_steps": steps * self.hidden_repeat}
 
@@ -188,12 +191,19 @@ def _draws_alone(env: gymnasium.Env) -> bool:
 
 @contextmanager
 def _undrawn(game: Any) -> Iterator[None]:
-    """CarRacing's steps in here draw nothing."""
-    game._render = lambda mode: game.state.copy()  # as new as a drawn one
+    """The game's steps in here draw nothing."""
+    told = hasattr(game, "drawn")
+    if told:
+        game.drawn = False
+    else:
+        game._render = lambda mode: game.state.copy()  # as new as a drawn one
     try:
         yield
     finally:
-        del game._render
+        if told:
+            game.drawn = True
+        else:
+            del game._render
 
 
 def hidden_repeat(env: gymnasium.Env | VectorEnv) -> int:
