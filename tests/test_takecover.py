@@ -10,6 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from agents.takecover import TICS, TakeCover
+from worldvae.environments import make_vector_env
 
 pytest.importorskip("vizdoom")
 
@@ -96,3 +97,19 @@ def test_gymnasium_is_content_with_it():
     env = gymnasium.make("agents.takecover:TakeCover-v0")
     check_env(env.unwrapped, skip_render_check=True)
     env.close()
+
+
+def test_it_is_the_same_game_whether_it_draws_every_tic_or_those_that_are_seen(env):
+    repeated = make_vector_env("agents.takecover:TakeCover-v0", 1, backend="sync", action_repeat=4)
+    np.testing.assert_array_equal(repeated.reset(seed=[7])[0][0], env.reset(seed=7)[0])
+    actions, over = np.random.default_rng(0), False
+    while not over:
+        action, total = actions.uniform(-1, 1, 1).astype(np.float32), 0.0
+        for _ in range(4):
+            if not over:
+                frame, reward, over, _, _ = env.step(action)
+                total += reward
+        observations, rewards, terminated, _, info = repeated.step(action[None])
+        np.testing.assert_array_equal(observations[0], frame)
+        assert (rewards[0], terminated[0], info["env_steps"][0]) == (total, over, total)
+    repeated.close()
