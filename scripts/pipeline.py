@@ -195,7 +195,7 @@ TAKECOVER_4 = replace(
     agent=replace(SKILL_4_AGENT, context=8, learning=replace(SKILL_4_AGENT.learning, discount=0.97)),
     rounds=5,
     again=Again(
-        collect=replace(SKILL_4_PLAY, episodes=150, first_seed=5000),
+        collect=replace(SKILL_4_PLAY, episodes=100, first_seed=5000),
         vae=None,
         dynamics=replace(SKILL_4_M, learning_rate=7e-3, passes=20),
     ),
