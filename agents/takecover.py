@@ -24,7 +24,7 @@ FIREBALL = "DoomImpBall"
 
 
 class TakeCover(gymnasium.Env):
-    """Dodge the imps' fireballs: reward 1 a tic alive; one tic an action, 2,100 tics at most.
+    """Dodge the imps' fireballs: reward 1 a tic alive; a step is one tic, 2,100 at most.
 
     Observations are uint8 [400, 640, 3]. The action's one number moves left below -1/3, right above 1/3. While
     ``drawn`` is false, steps that end nothing return the frame before them, in a quarter of the time.
