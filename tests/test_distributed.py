@@ -50,15 +50,14 @@ def train(processes: int, run: Path, *more: str) -> str:
 
 def test_two_processes_learn_what_one_learns(tmp_path, rollouts):
     alone, together = (run_in(tmp_path / name, rollouts) for name in ("alone", "together"))
-    train(1, alone)
-    said = train(2, together)
+    train(1, alone, "--seed", "3")
+    said = train(2, together, "--seed", "3")
     assert said.count("healthy:") == 1, "one process reports"
     logs = [read_log(run / "vae" / "metrics.jsonl") for run in (alone, together)]
     assert [entry["step"] for entry in logs[0]] == [entry["step"] for entry in logs[1]]
     for one, two in zip(*logs, strict=True):
-        for name in ("loss", "mse", "held_out_loss"):
+        for name in ("loss", "kl", "mse", "held_out_loss"):
             assert two[name] == pytest.approx(one[name], rel=2e-3)  # sums in another order, over two passes
-        assert two["kl"] == pytest.approx(one["kl"], abs=0.01)  # nats, of less than one
     codecs = [FrameVAE.load(run / "vae") for run in (alone, together)]
     for one, two in zip(*(codec.parameters() for codec in codecs), strict=True):
         torch.testing.assert_close(one, two, atol=2e-3, rtol=1e-2)
