@@ -36,13 +36,14 @@ class TakeCover(gymnasium.Env):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 35}  # noqa: RUF012
+    drawn = True
 
     def __init__(self, render_mode: str | None = None, skill: int = 5, objects: bool = False):
         try:
             import vizdoom
         except ImportError as error:
             raise gymnasium.error.DependencyNotInstalled("TakeCover needs: pip install 'worldvae[doom]'") from error
-        self.render_mode, self.objects, self.drawn = render_mode, objects, True
+        self.render_mode, self.objects = render_mode, objects
         self.observation_space = Box(0, 255, (ROWS, 640, 3), np.uint8)
         self.action_space = Box(-1, 1, (1,), np.float32)
         self.game = game = vizdoom.DoomGame()
@@ -61,8 +62,7 @@ class TakeCover(gymnasium.Env):
         super().reset(seed=seed)
         self.game.set_seed(int(self.np_random.integers(2**31)))
         self.game.new_episode()
-        self._seen = self._observation()
-        return self._seen[0].copy(), dict(self._seen[1])
+        return self._observation()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         way = direction(action)
@@ -70,9 +70,7 @@ class TakeCover(gymnasium.Env):
         self.game.advance_action(1, self.drawn)
         truncated = self.game.is_episode_timeout_reached()  # the game then also calls the episode finished
         terminated = self.game.is_episode_finished() and not truncated
-        if self.drawn or terminated or truncated:
-            self._seen = self._observation()
-        observation, info = self._seen[0].copy(), dict(self._seen[1])  # what is returned is the caller's
+        observation, info = self._observation()
         return observation, 1.0, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8]:

@@ -130,8 +130,7 @@ def _judged(run: RunFolder, config: EvaluateConfig) -> RunFolder:
 
 
 def _learned(run: RunFolder, config: EvaluateConfig) -> Path:
-    judged = _judged(run, config)
-    return judged.agent if config.policy == "agent" else judged.evolved
+    return run.best.agent if config.policy == "agent" else run.evolved
 
 
 def _agent_policy(agent: Agent, vae: FrameVAE, env: Any) -> PixelAgent:

@@ -99,7 +99,7 @@ def test_a_codec_that_is_kept_has_only_new_episodes_to_encode(finished, tmp_path
 
 
 @pytest.mark.parametrize("better", [0, 1])
-def test_the_agent_of_the_round_that_played_best_is_judged_and_plays(finished, tmp_path, better):
+def test_the_agent_of_the_round_that_played_best_is_judged(finished, tmp_path, better):
     """Were the rounds' returns others, another agent would be chosen: the recorded ones are changed to see that."""
     run = RunFolder(tmp_path / "run")
     shutil.copytree(finished[0].path, run.path)

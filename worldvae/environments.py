@@ -158,8 +158,8 @@ class ActionRepeat(gymnasium.Wrapper):
 
     ``info["env_steps"]`` includes the repeats that an emulator hides (ALE's ``frameskip``). CarRacing draws a frame in
     every step, which takes nearly all of its time: here it draws those that are returned, pixel for pixel as ever. So
-    does any environment with an attribute ``drawn``: while it is false, ``step`` may return the frame before. (So where
-    ``max_episode_steps`` cuts an action short, its last frame is a few steps old.)
+    does any environment whose class has an attribute ``drawn``: while it is false, ``step`` may return the frame
+    before. (So where ``max_episode_steps`` cuts an action short, its last frame is a few steps old.)
     """
 
     def __init__(self, env: gymnasium.Env, repeat: int):
@@ -192,18 +192,12 @@ def _draws_alone(env: gymnasium.Env) -> bool:
 @contextmanager
 def _undrawn(game: Any) -> Iterator[None]:
     """The game's steps in here draw nothing."""
-    told = hasattr(game, "drawn")
-    if told:
-        game.drawn = False
-    else:
-        game._render = lambda mode: game.state.copy()  # as new as a drawn one
+    name, value = ("drawn", False) if hasattr(game, "drawn") else ("_render", lambda mode: game.state.copy())
+    setattr(game, name, value)  # over the class's own
     try:
         yield
     finally:
-        if told:
-            game.drawn = True
-        else:
-            del game._render
+        delattr(game, name)
 
 
 def hidden_repeat(env: gymnasium.Env | VectorEnv) -> int:
