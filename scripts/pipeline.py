@@ -193,7 +193,7 @@ TAKECOVER_4 = replace(
     vae=replace(COVER_VAE, passes=3, objective=replace(COVER_VAE.objective, correlation=0.9)),
     dynamics=replace(SKILL_4_M, passes=25),
     agent=replace(SKILL_4_AGENT, context=8, learning=replace(SKILL_4_AGENT.learning, discount=0.97)),
-    rounds=5,
+    rounds=4,
     again=Again(
         collect=replace(SKILL_4_PLAY, episodes=100, first_seed=5000),
         vae=None,
