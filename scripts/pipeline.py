@@ -173,7 +173,9 @@ TAKECOVER = PipelineConfig(
     ),
 )
 SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
-SKILL_4_M = replace(COVER_M, termination_weight=20.0, passes=16, batch_size=32, most_steps=64, learning_rate=2e-2)
+SKILL_4_M = replace(
+    COVER_M, termination_weight=20.0, batch_size=32, most_steps=64, optimiser="muon", learning_rate=2e-2
+)
 SKILL_4_AGENT = DreamAgentConfig(
     context=16,
     starts=60_000,
