@@ -26,7 +26,8 @@ from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import Z_ALONE
 from agents.sac import CategoricalActor, perceptron
 from agents.world_model import WorldModel
-from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
+from worldvae.fit import FitConfig, Metrics, fit
+from worldvae.optimisers import load_optimiser
 
 Select = Callable[[Agent, int], tuple[float, int]]
 """(agent, how many times it was asked before) -> its mean return in reality, and the env steps that took."""

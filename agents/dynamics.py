@@ -19,9 +19,10 @@ from agents.termination import calibrate, imbalance
 from agents.world_model import Prediction, WorldModel, WorldModelConfig
 from worldvae.batches import sequence_batches
 from worldvae.devices import autocast, pick_device
-from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
+from worldvae.fit import FitConfig, Metrics, fit
 from worldvae.latents import LatentStore
 from worldvae.muon import beside_adam, matrices
+from worldvae.optimisers import Optimisers
 from worldvae.rollouts import split_episodes
 
 
@@ -217,8 +218,8 @@ class DynamicsLearner:
         self.end_weight = torch.tensor(weight**config.balance, device=self.device)
         self.model = model.to(self.device)
         weights = matrices(self.model, broadest=1024) if config.optimiser == "muon" else []
-        self.optimisers = beside_adam(weights, self.model.parameters(), config.learning_rate, rounds=3)
-        self.schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(each, steps) for each in self.optimisers]
+        both = beside_adam(weights, self.model.parameters(), config.learning_rate, rounds=3)
+        self.optimisers = Optimisers(both, partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps))
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
 
     def step(self, batch: tuple[Any, Any]) -> dict[str, Tensor]:
@@ -237,13 +238,11 @@ class DynamicsLearner:
             self.end_weight,
             self.config.termination_weight,
         )
-        self.model.zero_grad(set_to_none=True)
+        self.optimisers.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-        for schedule in self.schedules:
-            schedule.step()
+        self.optimisers.step()
+        self.optimisers.next_rate()
         return parts
 
     def _dropout(self, h: Tensor) -> Tensor:
@@ -254,15 +253,11 @@ class DynamicsLearner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "optimisers": self.optimisers.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            load_optimiser(optimiser, saved)
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        self.optimisers.load_state_dict(state["optimisers"])
         self.generator.set_state(state["generator"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from agents.replay import TransitionBatch
 from worldvae.devices import CapturedStep
-from worldvae.fit import load_optimiser
+from worldvae.optimisers import load_optimiser
 
 QFunction = Callable[[Tensor, Tensor], Tensor]
 

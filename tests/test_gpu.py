@@ -65,7 +65,9 @@ def test_a_learner_restored_in_the_middle_goes_on_as_the_unbroken_one():
     losses(resumed, 5, first=100)  # it has captured a graph of its own before
     resumed.load_state_dict(begun.state_dict())
     assert losses(resumed, 10, first=10) == pytest.approx(losses(unbroken, 10, first=10), rel=2e-2)
-    rates, expected = ([group["lr"] for o in one.optimisers for group in o.param_groups] for one in (resumed, unbroken))
+    rates, expected = (
+        [group["lr"] for o in one.optimisers.each for group in o.param_groups] for one in (resumed, unbroken)
+    )
     assert rates == expected
     assert all(rate.is_cuda for rate in rates)
 

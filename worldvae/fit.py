@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -174,23 +173,6 @@ def _restore(state: State, saved: dict[str, Any], checkpoint: Path) -> None:
             f"{checkpoint} was written under other settings: go on with those, or begin in another folder "
             f"({' '.join(str(error).split())[:200]})"
         ) from error
-
-
-def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Restores an optimiser; its moments get their parameter's memory layout back.
-
-    Files keep tensors contiguous, but fused optimisers walk parameter and moments in memory order:
-    beside channels-last weights a contiguous moment would silently belong to another weight.
-    """
-    optimiser.load_state_dict(state)
-    for parameter, moments in optimiser.state.items():
-        for name, value in moments.items():
-            if value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(value)
-    for group in optimiser.param_groups:
-        for name, value in group.items():
-            if isinstance(value, Tensor):  # a rate that lies beside the parameters
-                group[name] = value.to(group["params"][0].device)
 
 
 def _in_short(entry: Metrics) -> dict[str, str]:

@@ -16,7 +16,7 @@ from worldvae.augmentation import PATCHES, covered, patch_size, shaded
 from worldvae.batches import frame_batches
 from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pick_device
 from worldvae.distributed import ALONE, World
-from worldvae.fit import FitConfig, Metrics, fit, load_optimiser
+from worldvae.fit import FitConfig, Metrics, fit
 from worldvae.frames import to_unit
 from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
@@ -32,6 +32,7 @@ from worldvae.objective import (
     optimal_variance,
     worst_pixel_weights,
 )
+from worldvae.optimisers import Optimisers
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.vae import Architecture, DiagonalGaussian, FrameVAE, FrameVAEConfig
 
@@ -197,9 +198,9 @@ class VAELearner:
         weights = matrices(self.vae) if config.optimiser == "muon" else []
         parameters = [*self.vae.parameters(), *([self.log_sigma] if config.objective.sigma == "learned" else [])]
         # The loss falls tenfold in the first steps: moments of a longer memory would keep later steps small.
-        self.optimisers = beside_adam(weights, parameters, highest, betas=(0.9, 0.95), capturable=on_gpu)
+        both = beside_adam(weights, parameters, highest, betas=(0.9, 0.95), capturable=on_gpu)
         rate = partial(rising_then_falling, steps=steps, warm_up=config.warm_up)
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(optimiser, rate) for optimiser in self.optimisers]
+        self.optimisers = Optimisers(both, partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=rate))
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self._pressure: tuple[tuple[float, float] | None, Tensor] = None, torch.empty(0)
         self._begin()
@@ -223,12 +224,11 @@ class VAELearner:
         shades = self.config.colour_jitter * self._normal(2, count, channels, 1, 1)
         size = (count, PATCHES, patch_size(channels)) if self.config.covers else (count, 0)
         patches = torch.rand(size, generator=self.generator, device=self.device)
-        pressure = kl_pressure(objective, self.schedules[0].last_epoch)
+        pressure = kl_pressure(objective, self.optimisers.steps)
         if pressure != self._pressure[0]:
             self._pressure = pressure, torch.tensor(pressure, device=self.device)
         parts = self._learn(part(frames), part(noise), part(shades, 1), part(patches), self._pressure[1])
-        for schedule in self.schedules:
-            schedule.step()
+        self.optimisers.next_rate()
         return self.world.mean(parts)
 
     def _gradient_step(
@@ -260,13 +260,11 @@ class VAELearner:
             z=z,
             before=past,
         )
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
+        self.optimisers.zero_grad()
         loss.backward()
         if self.log_sigma.grad is not None:
             self.log_sigma.grad = self.world.mean({"sigma": self.log_sigma.grad})["sigma"]
-        for optimiser in self.optimisers:
-            optimiser.step()
+        self.optimisers.step()
         return parts
 
     def _weights(self, reconstruction: Tensor, images: Tensor, before: Tensor | None) -> Tensor | None:
@@ -294,18 +292,14 @@ class VAELearner:
         return {
             "vae": self.vae.state_dict(),
             "log_sigma": self.log_sigma.detach(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-            "schedules": [schedule.state_dict() for schedule in self.schedules],
+            "optimisers": self.optimisers.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.vae.load_state_dict(state["vae"])
         self.log_sigma.data.copy_(state["log_sigma"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            load_optimiser(optimiser, saved)
-        for schedule, saved in zip(self.schedules, state["schedules"], strict=True):
-            schedule.load_state_dict(saved)
+        self.optimisers.load_state_dict(state["optimisers"])
         self.generator.set_state(state["generator"])
         self._begin()  # what was captured learns into the old moments
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, max_pool2d
 
 from worldvae.frames import Frames, to_unit
 from worldvae.muon import Muon
+from worldvae.optimisers import Optimisers
 
 Points = NDArray[np.float32]
 """[n, 2]: x to the right and y down, in pixels of the frame; a pixel's middle is at its index + 0.5."""
@@ -91,18 +93,17 @@ def fit_detector(
     chance = np.where(shown[learned], 0.7 / max(1, shown[learned].sum()), 0.3 / max(1, (~shown[learned]).sum()))
     detector = Detector(frames.shape[-1])
     weights, biases = ([p for p in detector.parameters() if (p.ndim > 1) == matrix] for matrix in (True, False))
-    optimisers = Muon(weights, 5e-3), torch.optim.Adam(biases, 5e-3)
-    schedules = [torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, steps) for optimiser in optimisers]
+    cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=5e-3, total_steps=steps)
+    optimisers = Optimisers([Muon(weights, 5e-3), torch.optim.Adam(biases, 5e-3)], cycle)
     for _ in range(steps):
         rows = random.choice(learned, batch, p=chance / chance.sum())
         target = torch.from_numpy(np.stack([_heat(objects[row], *frames.shape[1:3]) for row in rows]))
         logits = detector(to_unit(torch.from_numpy(frames[rows])))
         loss = binary_cross_entropy_with_logits(logits, target, weight=1 + 20 * target, reduction="sum") / batch
-        detector.zero_grad()
+        optimisers.zero_grad()
         loss.backward()
-        for optimiser, schedule in zip(optimisers, schedules, strict=True):
-            optimiser.step()
-            schedule.step()
+        optimisers.step()
+        optimisers.next_rate()
     _choose_threshold(detector, frames[checked], [objects[row] for row in checked])
     return detector
 
