@@ -14,13 +14,27 @@ from worldvae.vae import FrameVAE
 
 
 def dreaming(
-    run: RunFolder, store: RolloutStore, vae: FrameVAE, context: int, seed: int, most: int = 10_000
+    run: RunFolder,
+    store: RolloutStore,
+    vae: FrameVAE,
+    context: int,
+    seed: int,
+    most: int = 10_000,
+    random_play: bool = False,
 ) -> tuple[WorldModel, Starts]:
-    """The run's world model, and where its dreams may begin: as ``real_starts``."""
+    """The run's world model, and where its dreams may begin: as ``real_starts``.
+
+    Args:
+        random_play: only in what no agent has played; ValueError where agents played all.
+    """
     latents, device = LatentStore(run.latents), pick_device("auto")
     latents.check_codec(vae)
     model = WorldModel.load(run.dynamics, vae.sha256, device)
-    return model, real_starts(model, Trajectories(list(latents), store.action_space, device), context, most, seed)
+    by_agents = [random_play and store.episodes.header(i)["policy"] == "agent" for i in latents.indices]
+    played = [episode for episode, left_out in zip(latents, by_agents, strict=True) if not left_out]
+    if not played:
+        raise ValueError(f"agents played all rollouts in {run.rollouts}: let dreams begin in any of them")
+    return model, real_starts(model, Trajectories(played, store.action_space, device), context, most, seed)
 
 
 def awake(store: RolloutStore, make_policy: MakePolicy, seeds: range, workers: int, name: str) -> Scores:

@@ -29,6 +29,8 @@ class DreamAgentConfig:
         dream: of what kind.
         context: real steps that a dream's beginning has behind it; 0: dreams begin where episodes do.
         starts: moments of real play that dreams begin at, at most (about 5 KB each).
+        random_play: dreams begin only in what no agent has played: M knows agents' play by heart, and it has fewer
+            dangers.
         select_episodes: in reality, each time; on selection seeds, and counted.
         workers: environments stepped in parallel processes.
         dreamers: actors that learn side by side, and act as one.
@@ -39,6 +41,7 @@ class DreamAgentConfig:
     dream: DreamConfig = field(default_factory=DreamConfig)
     context: int = 0
     starts: int = 10_000
+    random_play: bool = False
     select_episodes: int = 16
     workers: int = 4
     dreamers: int = 1
@@ -68,7 +71,7 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
         scores = awake(store, lambda env: PixelAgent(agent, vae, env.num_envs), seeds, config.workers, "selection")
         return scores.mean, sum(scores.lengths)
 
-    model, starts = dreaming(run, store, vae, config.context, seed, config.starts)
+    model, starts = dreaming(run, store, vae, config.context, seed, config.starts, config.random_play)
     return learn_in_dream(Agent(spec, memory), model, starts, config.dream, config.learning, run.agent, select)
 
 

@@ -10,13 +10,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 
 from agents.actor_critic import ActorCriticConfig
-from agents.dream import DreamConfig
+from agents.dream import DreamConfig, real_starts
 from agents.dynamics import DynamicsConfig
+from agents.sequences import Trajectories
 from scripts import dream, dream_gap
 from scripts.collect import CollectConfig, collect, positions, returns_of
+from scripts.dreaming import dreaming
 from scripts.encode import encode_rollouts
 from scripts.evaluate import EvaluateConfig, score
 from scripts.learn_in_dream import DreamAgentConfig
@@ -144,6 +147,24 @@ def test_its_way_is_in_the_folder(finished):
     run, _ = finished
     for folder in (run.path, run.path / "round-0"):
         assert {"vae", "latents", "dynamics", "agent", "stages.json"} <= {p.name for p in Path(folder).iterdir()}
+
+
+def test_dreams_can_begin_in_what_no_agent_has_played_alone(finished, tmp_path):
+    run, _ = finished
+    store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
+    played = list(LatentStore(run.latents))
+    for random_play, episodes in ((False, played), (True, played[:20])):  # the agent played the others
+        model, starts = dreaming(run, store, vae, context=3, seed=0, random_play=random_play)
+        expected = real_starts(model, Trajectories(episodes, store.action_space, model.device), context=3)
+        assert torch.equal(starts.z, expected.z)
+
+    agents_own = RunFolder(tmp_path)
+    collect(agents_own, replace(PLAY, episodes=2, policy="agent", agent_run=run.path))
+    for name in ("vae", "dynamics"):
+        (tmp_path / name).symlink_to(run.path / name)
+    encode_rollouts(agents_own)
+    with pytest.raises(ValueError, match="agents played all rollouts"):
+        dreaming(agents_own, RolloutStore(agents_own.rollouts), vae, context=0, seed=0, random_play=True)
 
 
 def test_the_gap_between_dream_and_reality_is_told(finished, capsys):
