@@ -138,68 +138,59 @@ TINY = replace(
     ),
 )
 COVER = CollectConfig(
-    env="agents.takecover:TakeCover-v0",
-    episodes=400,
+    env="agents.takecover:TakeCoverSkill4-v0",
+    action_repeat=4,  # what an action brings comes within fewer steps of a dream (benchmarks/LOG.md)
     backend="async",
     num_envs=4,
-    correlated=CorrelatedConfig(correlation=12, sd=(1.0,)),
 )
-# What M has not seen a learner exploits: changing sides at every tic is standing still, and walls do not protect.
-JITTER = replace(COVER, policy="uniform", episodes=300, first_seed=600)
-FAR = replace(COVER, correlated=CorrelatedConfig(correlation=60, sd=(1.5,)), episodes=200, first_seed=2000)
-COVER_VAE = VAETrainingConfig(
-    latent_size=64,
-    colour_jitter=0.0,
-    objective=replace(MOVING, beta=8.0, correlation=0.97),  # codes that M can follow
-    learning_rate=1e-3,
-    passes=3,
+COVER_M = DynamicsConfig(
+    hidden=512,
+    reward=False,
+    restart=True,
+    fed_back=0.5,
+    termination_weight=20.0,
+    passes=25,
+    batch_size=32,
+    most_steps=64,
+    optimiser="muon",
+    learning_rate=2e-2,
 )
-COVER_M = DynamicsConfig(hidden=512, reward=False, restart=True, fed_back=0.5, passes=25)
-TAKECOVER = PipelineConfig(
-    collect=(COVER, JITTER, FAR),
-    vae=COVER_VAE,
+TAKECOVER_4 = PipelineConfig(
+    collect=(
+        replace(COVER, episodes=450, correlated=CorrelatedConfig(correlation=3, sd=(1.0,))),
+        # What M has not seen a learner exploits: that to and fro is standing still, and that walls do not protect.
+        replace(COVER, episodes=300, first_seed=600, policy="uniform"),
+        replace(COVER, episodes=250, first_seed=2000, correlated=CorrelatedConfig(correlation=15, sd=(1.5,))),
+    ),
+    vae=VAETrainingConfig(
+        latent_size=64,
+        colour_jitter=0.0,
+        objective=replace(MOVING, beta=8.0, correlation=0.9),  # codes that M can follow
+        learning_rate=1e-3,
+        passes=3,
+    ),
     dynamics=COVER_M,
     agent=DreamAgentConfig(
-        context=16,  # short dreams from anywhere in real play: what M forgives shows up in long ones
-        dream=DreamConfig(temperature=1.0, most_steps=48),
-        select_episodes=32,
-        learning=ActorCriticConfig(dreams=512, iterations=600, selections=10),
+        context=8,  # short dreams from anywhere in real play: what M forgives shows up in long ones
+        starts=60_000,
+        random_play=True,
+        dream=DreamConfig(temperature=1.0, most_steps=16),
+        dreamers=2,
+        learning=ActorCriticConfig(dreams=512, iterations=160, selections=0, discount=0.97, entropy=0.02),
     ),
     evaluate=EvaluateConfig(episodes=100),
-    again=Again(
-        collect=replace(COVER, episodes=150, first_seed=5000),
-        vae=replace(COVER_VAE, passes=1.5, learning_rate=3e-4),
-        dynamics=replace(COVER_M, passes=12, learning_rate=1e-3),
-    ),
-)
-SKILL_4 = "agents.takecover:TakeCoverSkill4-v0"
-SKILL_4_M = replace(
-    COVER_M, termination_weight=20.0, batch_size=32, most_steps=64, optimiser="muon", learning_rate=2e-2
-)
-SKILL_4_AGENT = DreamAgentConfig(
-    context=16,
-    starts=60_000,
-    dream=DreamConfig(temperature=1.0, most_steps=16),  # later ones forget to throw (benchmarks/LOG.md)
-    dreamers=2,
-    learning=ActorCriticConfig(dreams=512, iterations=160, selections=0, entropy=0.02),
-)
-# Decides every fourth tic: what an action brings comes within fewer steps of a dream (benchmarks/LOG.md).
-SKILL_4_PLAY = replace(COVER, env=SKILL_4, action_repeat=4)
-TAKECOVER_4 = replace(
-    TAKECOVER,
-    collect=(
-        replace(SKILL_4_PLAY, episodes=450, correlated=CorrelatedConfig(correlation=3, sd=(1.0,))),
-        replace(SKILL_4_PLAY, episodes=300, policy="uniform", first_seed=600),
-        replace(SKILL_4_PLAY, episodes=250, first_seed=2000, correlated=CorrelatedConfig(correlation=15, sd=(1.5,))),
-    ),
-    vae=replace(COVER_VAE, passes=3, objective=replace(COVER_VAE.objective, correlation=0.9)),
-    dynamics=replace(SKILL_4_M, passes=25),
-    agent=replace(SKILL_4_AGENT, context=8, learning=replace(SKILL_4_AGENT.learning, discount=0.97)),
     rounds=4,
     again=Again(
-        collect=replace(SKILL_4_PLAY, episodes=100, first_seed=5000),
+        collect=replace(COVER, episodes=100, first_seed=5000),
         vae=None,
-        dynamics=replace(SKILL_4_M, learning_rate=7e-3, passes=20),
+        dynamics=replace(COVER_M, passes=20, learning_rate=7e-3),
+    ),
+)
+TAKECOVER = replace(
+    TAKECOVER_4,
+    collect=tuple(replace(play, env="agents.takecover:TakeCover-v0") for play in TAKECOVER_4.collect),
+    again=replace(  # of shorter lives
+        TAKECOVER_4.again, collect=replace(COVER, env="agents.takecover:TakeCover-v0", episodes=300, first_seed=5000)
     ),
 )
 PRESETS = {
