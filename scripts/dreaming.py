@@ -30,8 +30,11 @@ def dreaming(
     latents, device = LatentStore(run.latents), pick_device("auto")
     latents.check_codec(vae)
     model = WorldModel.load(run.dynamics, vae.sha256, device)
-    by_agents = [random_play and store.episodes.header(i)["policy"] == "agent" for i in latents.indices]
-    played = [episode for episode, left_out in zip(latents, by_agents, strict=True) if not left_out]
+    played = [
+        latents[i]
+        for i, index in enumerate(latents.indices)
+        if not (random_play and store.episodes.header(index)["policy"] == "agent")
+    ]
     if not played:
         raise ValueError(f"agents played all rollouts in {run.rollouts}: let dreams begin in any of them")
     return model, real_starts(model, Trajectories(played, store.action_space, device), context, most, seed)

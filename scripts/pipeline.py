@@ -186,11 +186,13 @@ TAKECOVER_4 = PipelineConfig(
         dynamics=replace(COVER_M, passes=20, learning_rate=7e-3),
     ),
 )
+SKILL_5 = "agents.takecover:TakeCover-v0"
 TAKECOVER = replace(
     TAKECOVER_4,
-    collect=tuple(replace(play, env="agents.takecover:TakeCover-v0") for play in TAKECOVER_4.collect),
-    again=replace(  # of shorter lives
-        TAKECOVER_4.again, collect=replace(COVER, env="agents.takecover:TakeCover-v0", episodes=300, first_seed=5000)
+    collect=tuple(replace(play, env=SKILL_5) for play in TAKECOVER_4.collect),
+    again=replace(
+        TAKECOVER_4.again,
+        collect=replace(TAKECOVER_4.again.collect, env=SKILL_5, episodes=300),  # shorter ones
     ),
 )
 PRESETS = {
