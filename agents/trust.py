@@ -15,22 +15,26 @@ import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy
 
 from agents.dream import DreamConfig, DreamVectorEnv, Starts
 from agents.dynamics import ends
 from agents.evaluation import MakePolicy
 from agents.forecasts import CONTEXT, HORIZONS, ForecastScores, compare, forecast_rows
-from agents.sequences import Trajectories
+from agents.sequences import Trajectories, draw
 from agents.termination import Reliability, reliability
 from agents.world_model import WorldModel
 from worldvae.diagnose import Rule, Verdict, finite, judged
 from worldvae.frames import Frames
 from worldvae.measures.images import psnr, squared_error
 from worldvae.record import interact
-from worldvae.vae import FrameVAE
+from worldvae.vae import DiagonalGaussian, FrameVAE
 
 AGES = (8, 16, 32, 64)
 """Steps of a dream, up to the first, from there to the second, ..: what it has forgotten by then no longer kills."""
+LEADS = (1, 2, 4, 8, 16)
+"""Steps ahead at which ends are foreseen, or not."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Gap:
         ends: foretold and observed, one step ahead; None without a termination head.
         mortality: by age, how many times as many dreams end as real episodes by the same actions; nan where none
             does, empty without a termination head.
+        foresight: by steps ahead, how much of what is uncertain about an end dreams take away (``foresight``).
     """
 
     forecasts: dict[str, ForecastScores]
@@ -51,16 +56,19 @@ class Gap:
     reward: float
     ends: Reliability | None
     mortality: dict[int, float]
+    foresight: dict[int, float]
 
 
 def gap(model: WorldModel, train: Trajectories, held_out: Trajectories, vae: FrameVAE, frames: Frames) -> Gap:
     """Measures M on held-out episodes; ``frames`` uint8 [rows, H, W, C] are theirs, one for each of their codes."""
+    long, short = beside(model, held_out, AGES[-1]), beside(model, held_out, LEADS[-1], most=16_384, draws=4)
     return Gap(
         forecasts=compare(model, train, held_out),
         decoded=decoded_error(model, held_out, vae, frames),
         reward=reward_optimism(model, held_out),
         ends=None if model.termination is None else reliability(*ends(model, held_out)),
-        mortality=mortality(model, held_out),
+        mortality=mortality(long) if long else {},
+        foresight=foresight(short) if short else {},
     )
 
 
@@ -98,33 +106,72 @@ def reward_optimism(model: WorldModel, data: Trajectories) -> float:
     return (torch.cat(errors).mean() / data.reward_moments()[1]).item()
 
 
-@torch.no_grad()
-def mortality(model: WorldModel, data: Trajectories, most: int = 4096) -> dict[int, float]:
-    """Ends in dreams over ends in reality while both live, by the dream's age (``AGES``).
+@dataclass(frozen=True)
+class Beside:
+    """S steps of dreams beside the episodes that they begin in, by the episodes' actions; D dreams of each of R
+    beginnings, each float32 [S, D, R].
 
-    Dreams begin anywhere in the episodes, with ``CONTEXT`` real steps behind them, and repeat the episodes' actions.
+    Attributes:
+        alive: how likely the dream has not ended before.
+        ends: how likely it ends there, if not.
+        runs: whether the episode has not ended before.
+        ended: whether it ends there.
+    """
+
+    alive: Tensor
+    ends: Tensor
+    runs: Tensor
+    ended: Tensor
+
+
+@torch.no_grad()
+def beside(model: WorldModel, data: Trajectories, steps: int, most: int = 4096, draws: int = 1) -> Beside | None:
+    """Dreams that begin anywhere in the episodes, ``CONTEXT`` real steps behind them, at most so many beginnings.
+
+    None without a termination head, or where no episode is as long.
     """
     rows, generator = data.windows(CONTEXT + 1), torch.Generator(data.device).manual_seed(0)
     if model.termination is None or not len(rows):
-        return {}
-    rows = rows[torch.randperm(len(rows), generator=generator, device=data.device)[:most]]
+        return None
+    rows = rows[torch.randperm(len(rows), generator=generator, device=data.device)[:most]].repeat(draws, 1)
     finals = torch.from_numpy(data.first_rows + data.lengths).to(data.device)
     now, final = rows[:, -1], finals[torch.searchsorted(finals, rows[:, -1].contiguous())]
-    z = data.codes.mean[rows]
+    z = draw(DiagonalGaussian(data.codes.mean[rows], data.codes.logvar[rows]), generator)
     _, state = model.remember(z[:, :-1], data.actions[rows[:, :-1]])
-    z, both_live, counts = z[:, -1], torch.ones(len(rows), device=data.device), []
-    for _ in range(AGES[-1]):
-        both_live = both_live * (now < final)
+    z, alive, told = z[:, -1], torch.ones(len(rows), device=data.device), []
+    for _ in range(steps):
         state = model.advance(z, data.actions[now], state)
         foretold = model.predict(state[0])
         assert foretold.termination is not None
-        ends_here = foretold.termination.sigmoid()
-        counts.append(torch.stack([ends_here, data.terminated[now]]) @ both_live)
-        both_live = both_live * (1 - ends_here)
+        ends_here, runs = foretold.termination.sigmoid(), (now < final).float()
+        told.append(torch.stack([alive, ends_here, runs, data.terminated[now] * runs]))
+        alive = alive * (1 - ends_here)
         now, z = torch.minimum(now + 1, final), foretold.z_tp1.sample(generator)
-    spans = torch.stack(counts).split(np.diff((0, *AGES)).tolist())
+    return Beside(*torch.stack(told, 1).unflatten(-1, (draws, -1)))
+
+
+def mortality(dreams: Beside) -> dict[int, float]:
+    """Ends in dreams over ends in reality while both live, by the dream's age (``AGES``); nan where none is real."""
+    both = dreams.alive * dreams.runs
+    counts = torch.stack([dreams.ends * both, dreams.ended * both], -1).sum((1, 2))
+    spans = counts.split(np.diff((0, *AGES)).tolist())
     totals = zip(AGES, (span.sum(0).tolist() for span in spans), strict=True)
     return {age: dreamt / real if real else math.nan for age, (dreamt, real) in totals}
+
+
+def foresight(dreams: Beside) -> dict[int, float]:
+    """How much of what is uncertain about an end so many steps ahead (``LEADS``) the dream takes away.
+
+    1 would be to know; at 0 it tells no more than how frequent ends are, below it misleads; nan where none is real.
+    """
+    gained = {}
+    for k in LEADS:
+        runs = dreams.runs[k - 1, 0] > 0
+        foretold, ended = (x[k - 1].mean(0)[runs] for x in (dreams.alive * dreams.ends, dreams.ended))
+        rate = ended.mean().expand_as(ended)
+        without, with_it = (binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), ended).item() for p in (rate, foretold))
+        gained[k] = 1 - with_it / without if 0 < ended.mean() < 1 else math.nan
+    return gained
 
 
 def dream_returns(
@@ -179,6 +226,14 @@ RULES = (
         "train M again: it is calibrated on the episodes that it holds out",
     ),
     Rule(
+        "short-sighted",
+        "foresight",
+        "of what it knows of an end one step ahead it knows {value:.0%} eight steps ahead (healthy: at least "
+        "{limit:.0%})",
+        "what a dream does not foresee no agent learns to avoid there: train M on its own draws (fed_back), or collect "
+        "more episodes",
+    ),
+    Rule(
         "deathless",
         "mortality",
         "from their 33rd to their 64th step {value:.2f} times as many dreams end as real episodes by the same actions "
@@ -207,6 +262,7 @@ RANGES = {
     "reward": (-0.2, 0.2),
     "auroc": (0.9, 1.0),
     "ends": (0.67, 1.5),
+    "foresight": (0.5, 10.0),
     "mortality": (0.5, 2.0),
     "forgiving": (0.67, 1.5),
     "exploited": (0.0, 1.5),
@@ -228,6 +284,7 @@ def numbers(told: Gap, exploited: float = math.nan, forgiving: float = math.nan)
         "reward": told.reward,
         "auroc": told.ends.auroc if told.ends else math.nan,
         "ends": told.ends.ratio if told.ends else math.nan,
+        "foresight": told.foresight[8] / told.foresight[1] if told.foresight.get(1, 0) > 0.05 else math.nan,
         "mortality": told.mortality.get(AGES[-1], math.nan),
         "forgiving": forgiving,
         "exploited": exploited,
@@ -248,6 +305,7 @@ def as_json(told: Gap) -> dict[str, Any]:
         "reward_optimism": finite(told.reward),
         "ends": curve,
         "mortality": {age: finite(value) for age, value in told.mortality.items()},
+        "foresight": {lead: finite(value) for lead, value in told.foresight.items()},
     }
 
 

@@ -117,13 +117,14 @@ def page(told: Gap) -> bytes:
 
 
 def show(told: Gap, known: dict[str, float]) -> str:
-    """Tables: forecasts by steps ahead, ends by a dream's age, and the numbers that verdicts are given on."""
+    """Tables: forecasts, ends by a dream's age, ends foreseen, and the numbers that verdicts are given on."""
     steps = list(next(iter(told.decoded.values()), {}))
     rows: list[tuple[Any, ...]] = [("decoded frames, PSNR dB", *(f"+{k}" for k in steps))]
     rows += [(name, *by_step.values()) for name, by_step in told.decoded.items()]
     ages = [("steps dreamt", *told.mortality), ("ends, times reality's", *told.mortality.values())]
+    leads = [("steps ahead", *told.foresight), ("ends foreseen", *told.foresight.values())]
     judged = [("number", "value"), *((k, "unknown" if math.isnan(v) else v) for k, v in known.items())]
-    return "\n\n".join(cli.table(part) for part in (forecast_rows(told.forecasts), rows, ages, judged))
+    return "\n\n".join(cli.table(part) for part in (forecast_rows(told.forecasts), rows, ages, leads, judged))
 
 
 def returns(played: list[Played]) -> str:

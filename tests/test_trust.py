@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from sklearn.metrics import log_loss
 
 from agents.agent import Agent, AgentSpec, LatentAgent
 from agents.dream import DreamConfig, Starts
 from agents.observations import ObservationConfig
 from agents.sequences import Trajectories
 from agents.trust import (
+    AGES,
+    LEADS,
     RANGES,
     RULES,
+    Beside,
     as_json,
+    beside,
     decoded_error,
     dream_returns,
     exploitation,
+    foresight,
     gap,
     mortality,
     numbers,
@@ -94,10 +100,10 @@ def test_ends_that_are_foretold_too_often_or_too_seldom_are_named(hazard, expect
 
 def test_a_dream_that_forgets_what_kills_is_called_deathless():
     many = trajectories(episodes=400, hazard=0.02)
-    assert list(mortality(knowing(0.02), many).values()) == pytest.approx([1, 1, 1, 1], abs=0.25)
-    assert list(mortality(knowing(0.005), many).values()) == pytest.approx([0.25] * 4, abs=0.07)
+    assert list(mortality(beside(knowing(0.02), many, AGES[-1])).values()) == pytest.approx([1, 1, 1, 1], abs=0.25)
+    assert list(mortality(beside(knowing(0.005), many, AGES[-1])).values()) == pytest.approx([0.25] * 4, abs=0.07)
     assert "deathless" in {v.name for v in verdicts({**dict.fromkeys(RANGES, math.nan), "mortality": 0.25})}
-    assert not mortality(WorldModel(WorldModelConfig(3, 1, 4, 1)), many), "a model of a task without ends"
+    assert beside(WorldModel(WorldModelConfig(3, 1, 4, 1)), many, 1) is None, "a model of a task without ends"
 
 
 def test_ends_by_age_are_those_of_a_slow_count():
@@ -111,7 +117,29 @@ def test_ends_by_age_are_those_of_a_slow_count():
                 real[age] += lives * data.terminated[first + step].item()
     spans = ((0, 8), (8, 16), (16, 32), (32, 64))
     expected = [dreamt[a:b].sum() / real[a:b].sum() for a, b in spans]
-    assert list(mortality(knowing(hazard), data).values()) == pytest.approx(expected, rel=1e-4)
+    assert list(mortality(beside(knowing(hazard), data, AGES[-1])).values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_foreseen_is_the_cross_entropy_taken_away():
+    """Beside scikit-learn's, of two dreams of each of 500 beginnings, whose episodes may end before."""
+    chance = torch.Generator().manual_seed(0)
+    alive, ends = torch.rand(2, LEADS[-1], 2, 500, generator=chance).unbind()
+    runs = (torch.rand(LEADS[-1], 1, 500, generator=chance) < 0.8).float().expand(-1, 2, -1)
+    ended = (torch.rand(LEADS[-1], 1, 500, generator=chance) < 0.2) * runs
+    for k, gained in foresight(Beside(alive, ends, runs, ended)).items():
+        there = runs[k - 1, 0] > 0
+        told, real = (alive * ends)[k - 1].mean(0)[there].double(), ended[k - 1, 0][there]
+        expected = 1 - log_loss(real, told) / log_loss(real, real.double().mean().expand(len(real)))
+        assert gained == pytest.approx(expected, abs=1e-5)
+    knows = Beside(torch.ones_like(alive), ended.expand_as(alive), runs, ended)
+    assert list(foresight(knows).values()) == pytest.approx([1] * 5, abs=1e-4)
+
+
+def test_chance_is_not_foreseen():
+    dreams = beside(knowing(), trajectories(), LEADS[-1], draws=2)
+    assert dreams is not None
+    assert list(foresight(dreams).values()) == pytest.approx([0] * 5, abs=0.01)
+    assert "short-sighted" in {v.name for v in verdicts({**dict.fromkeys(RANGES, math.nan), "foresight": 0.3})}
 
 
 def test_optimism_is_in_the_rewards_own_sd():
