@@ -1,0 +1,121 @@
+"""How long could one live in TakeCover who is told where each fireball is, and how fast? What the game allows.
+
+Plans by dynamic programming over the player's place and speed along its wall, tic by tic back from when the last
+fireball will have passed. Imps aim at where the player is, so a plan had better end at speed, with room ahead.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from multiprocessing import Pool
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+from tqdm import tqdm
+
+from agents.evaluation import TEST_SEEDS, Scores
+from agents.takecover import FIREBALL, TICS, TakeCover
+from scripts import cli
+from worldvae.checkpoint import write_record
+
+ACTIONS = torch.tensor([-1.0, 0.0, 1.0])
+"""To the right, still, to the left, where y grows."""
+PUSH, FRICTION = 0.75, 0.90625
+"""What a tic adds to the player's speed, in units/tic, and what is left of it afterwards."""
+WALLS = 16.0, 752.0
+"""The least and the greatest y of the player's middle."""
+REACH, SPARE, NEAR = 22.0, 3.0, 15.0
+"""Units between the middles of a player and a fireball that hits; so many more do too, to be sure; and beyond that
+it is not quite safe."""
+LONGEST = 80
+"""Tics that a fireball flies at most."""
+Y, V = torch.linspace(*WALLS, 185), torch.linspace(-7.5, 7.5, 31)
+PARTS = torch.linspace(0, 1, 5)
+"""Of a tic, in which a fireball flies up to 20 units."""
+
+
+class Planner:
+    """Chooses an action by what may happen until the last fireball has passed."""
+
+    def __init__(self) -> None:
+        y, v = torch.meshgrid(Y, V, indexing="ij")
+        self._moved = moved(y, v)
+        room = torch.where(v > 0, WALLS[1] - y, y - WALLS[0])
+        self._end = 0.03 * (1 - v.abs() / V[-1]) + 0.02 * (1 - room / 300).clamp(0, 1)
+
+    def __call__(self, fireballs: Tensor, x: float, y: float, v: float) -> float:
+        """One of ``ACTIONS``. Fireballs as float [n, 4]: x, y and speed along both; x, y and v are the player's."""
+        tics = torch.ceil((x - 30 - fireballs[:, 0]) / fireballs[:, 2]).clamp(0, LONGEST)
+        cost = self._end
+        for t in range(int(tics.max()) if len(tics) else 0, 0, -1):
+            cost = read(cost + hurt(fireballs, x, t), *self._moved).amin(0)
+        costs = read(cost + hurt(fireballs, x, 0), *moved(torch.tensor([[y]]), torch.tensor([[v]])))
+        return float(ACTIONS[costs.argmin()])
+
+
+def moved(y: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Places and speeds [n, m] a tic after each of ``ACTIONS``: [3, n, m]."""
+    v = v + PUSH * ACTIONS[:, None, None]
+    y = y + v
+    walled = (y < WALLS[0]) | (y > WALLS[1])
+    return y.clamp(*WALLS), torch.where(walled, 0, v * FRICTION)
+
+
+def read(cost: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    """Costs [Y, V] at places and speeds [3, n, m], between the grid's points too."""
+    grid = torch.stack([v / V[-1], (y - Y[0]) / (Y[-1] - Y[0]) * 2 - 1], -1)
+    return grid_sample(cost.expand(3, 1, -1, -1), grid, padding_mode="border", align_corners=True)[:, 0]
+
+
+def hurt(fireballs: Tensor, x: float, t: int) -> Tensor:
+    """What being at each of ``Y`` costs from the t-th tic to the next, [Y, 1]: a hit is 0.11."""
+    path = fireballs[:, None, :2] + fireballs[:, None, 2:] * (t + PARTS[:, None])
+    passing = (path[..., 0] - x).abs() < REACH + 1
+    off = (path[..., 1, None] - Y).abs().masked_fill(~passing[..., None], torch.inf).amin(1) - REACH - SPARE
+    return (0.1 * (off < 0) + 0.01 * (1 - off / NEAR).clamp(0, 1)).sum(0)[:, None]
+
+
+def lived(seed: int, skill: int, every: int) -> int:
+    """Tics of one episode with a decision every so many."""
+    import vizdoom
+
+    place = [getattr(vizdoom.GameVariable, name) for name in ("POSITION_X", "POSITION_Y", "VELOCITY_Y")]
+    planner, env = Planner(), TakeCover(skill=skill)
+    env.game.close()
+    env.game.set_objects_info_enabled(True)
+    env.game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)  # nobody looks
+    env.game.init()
+    env.reset(seed=seed)
+    for t in range(TICS):
+        if t % every == 0:
+            balls = [o for o in env.game.get_state().objects if o.name == FIREBALL and o.velocity_x < 0]
+            told = [(o.position_x, o.position_y, o.velocity_x, o.velocity_y) for o in balls]
+            action = planner(torch.tensor(told).reshape(-1, 4), *map(env.game.get_game_variable, place))
+        _, _, terminated, truncated, _ = env.step(-action)  # the game's left is below 0
+        if terminated or truncated:
+            break
+    env.close()
+    return t + 1
+
+
+def main(episodes: int = 100, workers: int = 2, out: Path = Path("benchmarks/takecover_planner.json")) -> None:
+    """Plays so many test episodes at skills 4 and 5, with a decision at every tic and at every fourth."""
+    seeds = tuple(range(TEST_SEEDS, TEST_SEEDS + episodes))
+    rows, records = [("skill", "a decision every", "tics alive")], []
+    for skill, every in ((4, 1), (4, 4), (5, 1), (5, 4)):
+        begin = time.monotonic()
+        with Pool(workers, torch.set_num_threads, (1,)) as pool:
+            played = pool.imap(partial(lived, skill=skill, every=every), seeds)
+            lengths = tuple(tqdm(played, f"skill {skill}", episodes, unit="episode", dynamic_ncols=True))
+        scores = Scores(seeds, lengths, lengths, time.monotonic() - begin)
+        rows.append((str(skill), f"{every}. tic", str(scores)))
+        records.append({"skill": skill, "decision_every": every, **scores.as_json()})
+    print(cli.table(rows))
+    write_record(out, {**cli.provenance(), "records": records})
+
+
+if __name__ == "__main__":
+    cli.run(main)
