@@ -142,7 +142,6 @@ COVER = CollectConfig(
     action_repeat=4,  # what an action brings comes within fewer steps of a dream (benchmarks/LOG.md)
     backend="async",
     num_envs=4,
-    frame=FrameSpec(height=32, width=128, crop=(160, 90, 0, 0)),  # what moves, without ceiling and floor
 )
 COVER_M = DynamicsConfig(
     hidden=512,
