@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from agents.dream import Stepper
 from agents.forecasts import Learned, nll_per_step
 from agents.observations import action_size
 from agents.sequences import Sequences, Trajectories, draw
@@ -24,6 +25,9 @@ from worldvae.latents import LatentStore
 from worldvae.muon import beside_adam, matrices
 from worldvae.optimisers import Optimisers
 from worldvae.rollouts import split_episodes
+
+SPAN = 16
+"""Steps of which the last are M's own draws (``fed_back``): as long as short dreams."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class DynamicsConfig:
         learning_rate: at the start; it falls to nothing along half a cosine.
         clip: the gradient's largest norm.
         dropout: share of h hidden from the heads while training: few rollouts are soon known by heart.
-        fed_back: share of the steps at which M is given its own draw of a code instead of the real one, and learns
-            to find back: in dreams it is given nothing else.
+        fed_back: share of the steps, in stretches, at which M is given its own draws instead of the real codes, as in
+            a dream, and learns to know what comes nonetheless.
         held_out: share of the episodes kept for measuring.
         seed: of weights, order, noise and split.
         device: cpu, cuda, or auto.
@@ -198,14 +202,22 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fed_back(model: WorldModel, z_t: Tensor, a_t: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Codes float32 [B, T, Z] of which a share are M's own draws, given the real ones before (scheduled sampling,
-    Bengio et al. 2015; at all steps at once, Mihaylova & Martins 2019). An episode's first stays."""
+    """Codes float32 [B, T, Z] of which a share are M's own draws, each made from those before, as in a dream: the last
+    of every ``SPAN`` steps, counted from anywhere (scheduled sampling, Bengio et al. 2015). An episode's first stays.
+    """
     if not share:
         return z_t
-    h_tp1, _ = model.remember(z_t[:, :-1], a_t[:, :-1])
-    drawn = model.predict(h_tp1).z_tp1.sample(generator)
-    chosen = torch.rand(drawn.shape[:2], generator=generator, device=drawn.device) < share
-    return torch.cat([z_t[:, :1], torch.where(chosen.unsqueeze(-1), drawn, z_t[:, 1:])], 1)
+    count, length, latents = z_t.shape
+    begun = torch.randint(SPAN, (count, 1), generator=generator, device=z_t.device)
+    dreams = (torch.arange(length, device=z_t.device) + begun) % SPAN >= (1 - share) * SPAN
+    step, state, given = Stepper(model, temperature=1.0), model.start(count), [z_t[:, 0]]
+    for t in range(length - 1):
+        uniform = torch.rand(count, latents + 1, generator=generator, device=z_t.device)
+        normal = torch.randn(count, latents, generator=generator, device=z_t.device)
+        told = step(given[-1], a_t[:, t], *state, uniform, normal)
+        state = told["h"], told["c"]
+        given.append(torch.where(dreams[:, t + 1, None], told["z"], z_t[:, t + 1]))
+    return torch.stack(given, 1)
 
 
 class DynamicsLearner:
@@ -226,8 +238,8 @@ class DynamicsLearner:
         """One gradient step on sequences whose codes are drawn anew; returns the loss's parts."""
         sequences = self.train.sequences(*batch)
         z = draw(sequences.codes, self.generator)
+        z_t = fed_back(self.model, z[:, :-1], sequences.a_t, self.config.fed_back, self.generator)
         with autocast(self.device):
-            z_t = fed_back(self.model, z[:, :-1], sequences.a_t, self.config.fed_back, self.generator)
             h_tp1, _ = self.model.remember(z_t, sequences.a_t)
             prediction = self.model.predict(self._dropout(sequences.real(h_tp1)))
         loss, parts = negative_log_likelihood(

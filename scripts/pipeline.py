@@ -147,7 +147,7 @@ COVER_M = DynamicsConfig(
     hidden=512,
     reward=False,
     restart=True,
-    fed_back=0.5,
+    fed_back=0.75,
     termination_weight=20.0,
     passes=25,
     batch_size=32,
@@ -179,7 +179,7 @@ TAKECOVER_4 = PipelineConfig(
         learning=ActorCriticConfig(dreams=512, iterations=160, selections=0, discount=0.97, entropy=0.02),
     ),
     evaluate=EvaluateConfig(episodes=100),
-    rounds=4,
+    rounds=3,
     again=Again(
         collect=replace(COVER, episodes=100, first_seed=5000),
         vae=None,

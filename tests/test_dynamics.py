@@ -69,9 +69,9 @@ def test_codes_fed_back_are_the_models_own_draws_at_the_share_asked_for():
     given = fed_back(model, z_t, a_t, 0.25, generator)
     changed = (given != z_t).any(-1)
     assert not changed[:, 0].any()
-    steps = 64 * 50
-    assert changed.sum().item() / steps == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / steps))
-    expected = model(z_t[:, :-1], a_t[:, :-1])[0].z_tp1
+    assert changed[:, 1:49].sum(1).unique().tolist() in ([12], [11, 12]), "of three times 16 steps, the first not"
+    assert (changed[:, 1:-1].diff(dim=1) != 0).sum(1).max() <= 8, "in stretches"
+    expected = model(given[:, :-1], a_t[:, :-1])[0].z_tp1
     standard = ((given[:, 1:] - expected.expectation()) / expected.variance().sqrt())[changed[:, 1:]]
     assert standard.mean().item() == pytest.approx(0, abs=4 / math.sqrt(standard.numel()))
     assert standard.var().item() == pytest.approx(1, abs=0.2)
