@@ -50,8 +50,8 @@ class DynamicsConfig:
         learning_rate: at the start; it falls to nothing along half a cosine.
         clip: the gradient's largest norm.
         dropout: share of h hidden from the heads while training: few rollouts are soon known by heart.
-        fed_back: share of the steps, in stretches, at which M is given its own draws instead of the real codes, as in
-            a dream, and learns to know what comes nonetheless.
+        fed_back: share of the steps, the last of every ``SPAN``, at which M is given its own draws instead of the real
+            codes, as in a dream, and learns to know what comes nonetheless; rounded down to whole steps.
         held_out: share of the episodes kept for measuring.
         seed: of weights, order, noise and split.
         device: cpu, cuda, or auto.

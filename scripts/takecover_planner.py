@@ -1,7 +1,7 @@
 """How long could one live in TakeCover who is told where each fireball is, and how fast? What the game allows.
 
 Plans by dynamic programming over the player's place and speed along its wall, tic by tic back from when the last
-fireball will have passed. Imps aim at where the player is, so a plan had better end at speed, with room ahead.
+fireball will have passed.
 """
 
 from __future__ import annotations
