@@ -189,15 +189,10 @@ TAKECOVER_4 = PipelineConfig(
 SKILL_5 = "agents.takecover:TakeCover-v0"
 TAKECOVER = replace(
     TAKECOVER_4,
-    collect=tuple(  # episodes are a third as long, so there are three times as many
-        replace(play, env=SKILL_5, episodes=3 * play.episodes, first_seed=3 * play.first_seed)
-        for play in TAKECOVER_4.collect
-    ),
-    dynamics=replace(COVER_M, passes=16),
+    collect=tuple(replace(play, env=SKILL_5) for play in TAKECOVER_4.collect),
     again=replace(
         TAKECOVER_4.again,
-        collect=replace(TAKECOVER_4.again.collect, env=SKILL_5, episodes=300),
-        dynamics=replace(TAKECOVER_4.again.dynamics, passes=12),
+        collect=replace(TAKECOVER_4.again.collect, env=SKILL_5, episodes=300),  # shorter ones
     ),
 )
 PRESETS = {
