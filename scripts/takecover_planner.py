@@ -1,4 +1,4 @@
-"""How long could one live in TakeCover who is told where each fireball is, and how fast? What the game allows.
+"""How long could one live in TakeCover who is told of fireballs: of all, of those seen, of none? What the game allows.
 
 Plans by dynamic programming over the player's place and speed along its wall, tic by tic back from when the last
 fireball will have passed.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from itertools import product
 from multiprocessing import Pool
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +32,8 @@ WALLS = 16.0, 752.0
 REACH, SPARE, NEAR = 22.0, 3.0, 15.0
 """Units between the middles of a player and a fireball that hits; so many more do too, to be sure; and beyond that
 it is not quite safe."""
+Knows = Literal["all", "once in view", "in view", "nothing"]
+"""Of which fireballs a planner is told where they are and how fast: who looks remembers, or does not, or is blind."""
 LONGEST = 80
 """Tics that a fireball flies at most."""
 Y, V = torch.linspace(*WALLS, 185), torch.linspace(-7.5, 7.5, 31)
@@ -79,12 +83,12 @@ def hurt(fireballs: Tensor, x: float, t: int) -> Tensor:
     return (0.1 * (off < 0) + 0.01 * (1 - off / NEAR).clamp(0, 1)).sum(0)[:, None]
 
 
-def lived(seed: int, skill: int, every: int) -> int:
+def lived(seed: int, skill: int, every: int, knows: Knows = "all") -> int:
     """Tics of one episode with a decision every so many."""
     import vizdoom
 
     place = [getattr(vizdoom.GameVariable, name) for name in ("POSITION_X", "POSITION_Y", "VELOCITY_Y")]
-    planner, env = Planner(), TakeCover(skill=skill)
+    planner, env, known = Planner(), TakeCover(skill=skill), set[int]()
     env.game.close()
     env.game.set_objects_info_enabled(True)
     env.game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)  # nobody looks
@@ -92,9 +96,11 @@ def lived(seed: int, skill: int, every: int) -> int:
     env.reset(seed=seed)
     for t in range(TICS):
         if t % every == 0:
+            x, y, v = map(env.game.get_game_variable, place)
             balls = [o for o in env.game.get_state().objects if o.name == FIREBALL and o.velocity_x < 0]
-            told = [(o.position_x, o.position_y, o.velocity_x, o.velocity_y) for o in balls]
-            action = planner(torch.tensor(told).reshape(-1, 4), *map(env.game.get_game_variable, place))
+            known = told_of(knows, balls, x, y, known)
+            told = [(o.position_x, o.position_y, o.velocity_x, o.velocity_y) for o in balls if o.id in known]
+            action = planner(torch.tensor(told).reshape(-1, 4), x, y, v)
         _, _, terminated, truncated, _ = env.step(-action)  # the game's left is below 0
         if terminated or truncated:
             break
@@ -102,20 +108,29 @@ def lived(seed: int, skill: int, every: int) -> int:
     return t + 1
 
 
+def told_of(knows: Knows, balls: list[Any], x: float, y: float, before: set[int]) -> set[int]:
+    """Ids of the fireballs that a player at x, y is told of, who was told of others before."""
+    if knows == "nothing":
+        return set()
+    seen = {o.id for o in balls if knows == "all" or abs(o.position_y - y) < o.position_x - x}  # 90 degrees
+    return seen | before if knows == "once in view" else seen
+
+
 def main(
     episodes: int = 100, every: int = 4, workers: int = 2, out: Path = Path("benchmarks/takecover_planner.json")
 ) -> None:
     """Play so many test episodes at skill 4 and at skill 5, with a decision every so many tics."""
     seeds = tuple(range(TEST_SEEDS, TEST_SEEDS + episodes))
-    rows, records = [("skill", "tics alive")], []
-    for skill in (4, 5):
+    rows, records = [("told of fireballs", "skill", "tics alive")], []
+    for knows, skill in product(get_args(Knows), (4, 5)):
         begin = time.monotonic()
+        play = partial(lived, skill=skill, every=every, knows=knows)
         with Pool(workers, torch.set_num_threads, (1,)) as pool:
-            played = pool.imap(partial(lived, skill=skill, every=every), seeds)
-            lengths = tuple(tqdm(played, f"skill {skill}", episodes, unit="episode", dynamic_ncols=True))
+            played = pool.imap(play, seeds)
+            lengths = tuple(tqdm(played, f"{knows}, skill {skill}", episodes, unit="episode", dynamic_ncols=True))
         scores = Scores(seeds, lengths, lengths, time.monotonic() - begin)
-        rows.append((str(skill), str(scores)))
-        records.append({"skill": skill, "decision_every": every, **scores.as_json()})
+        rows.append((knows, str(skill), str(scores)))
+        records.append({"knows": knows, "skill": skill, "decision_every": every, **scores.as_json()})
     print(cli.table(rows))
     write_record(out, {**cli.provenance(), "records": records})
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from agents.takecover import TakeCover
-from scripts.takecover_planner import ACTIONS, REACH, WALLS, Planner, lived, moved
+from scripts.takecover_planner import ACTIONS, REACH, WALLS, Planner, lived, moved, told_of
 
 vizdoom = pytest.importorskip("vizdoom")
 
@@ -47,3 +49,13 @@ def test_it_gets_out_of_the_way(y, speed):
 def test_it_outlives_random_actions_many_times():
     """76 tics at skill 5, or 98 where each action lasts four."""
     assert np.mean([lived(seed, skill=5, every=4) for seed in range(2)]) > 300
+
+
+def test_who_looks_sees_a_quarter_of_the_way_round():
+    """A fireball straight ahead and one as far to the side as ahead, and more: of the last only memory tells."""
+    ahead, aside = (
+        SimpleNamespace(id=i, position_x=X + 100, position_y=MIDDLE + off) for i, off in enumerate((0, 101))
+    )
+    told = {knows: told_of(knows, [ahead, aside], X, MIDDLE, {1}) for knows in ("all", "once in view", "in view")}
+    assert told == {"all": {0, 1}, "once in view": {0, 1}, "in view": {0}}
+    assert told_of("nothing", [ahead, aside], X, MIDDLE, {1}) == set()
