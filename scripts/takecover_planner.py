@@ -7,9 +7,9 @@ fireball will have passed.
 from __future__ import annotations
 
 import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -125,8 +125,8 @@ def main(
     for knows, skill in product(get_args(Knows), (4, 5)):
         begin = time.monotonic()
         play = partial(lived, skill=skill, every=every, knows=knows)
-        with Pool(workers, torch.set_num_threads, (1,)) as pool:
-            played = pool.imap(play, seeds)
+        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            played = pool.map(play, seeds)
             lengths = tuple(tqdm(played, f"{knows}, skill {skill}", episodes, unit="episode", dynamic_ncols=True))
         scores = Scores(seeds, lengths, lengths, time.monotonic() - begin)
         rows.append((knows, str(skill), str(scores)))
