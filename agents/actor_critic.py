@@ -114,7 +114,8 @@ def learn_in_dream(
         observe=learner.observe,
     )
     learner.finish()
-    kept = {"actors": agent.spec.actors, **asdict(config), **asdict(dream), **log[-1], **learner.observe()}
+    settings = {"actors": agent.spec.actors, **asdict(config), **asdict(dream)}
+    kept = {**log[-1], **learner.observe(), **settings}  # entropy: what it is worth, not the last one logged
     agent.cpu().save(folder, kept)
     return Agent.load(folder)
 
