@@ -18,7 +18,7 @@ from torch import Tensor
 
 from scripts import cli
 from scripts.limits import Limits, encoding_roofline, limits, median_seconds, training_roofline
-from scripts.pipeline import QUICK
+from scripts.pipeline import FINE
 from worldvae.checkpoint import write_record
 from worldvae.devices import CapturedStep, autocast, pick_device, precision
 from worldvae.frames import to_unit
@@ -79,7 +79,7 @@ class Loop:
             images = images.contiguous()
         with autocast(self.device) if self.on.bf16 else torch.autocast(self.device.type, enabled=False):
             reconstruction, posterior = self._network(images, noise)
-        loss, parts = negative_elbo(reconstruction, images, posterior, QUICK.vae.objective)
+        loss, parts = negative_elbo(reconstruction, images, posterior, FINE)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -134,7 +134,15 @@ def training(architecture: Architecture, frames: Tensor, device: torch.device, s
             for name, on in Switches.ladder()
             if setting.compile or not on.compiled
         ]
-        base = replace(QUICK.vae, device=str(device), batch_size=batch, optimiser="adam")
+        base = VAETrainingConfig(
+            architecture="paper",
+            optimiser="adam",
+            learning_rate=1e-3,
+            objective=FINE,
+            passes=3,
+            batch_size=batch,
+            device=str(device),
+        )
         for name, config in (
             ("the project's learner", base),
             ("the project's learner, Muon", replace(base, optimiser="muon")),
@@ -214,7 +222,7 @@ def _loss_and_gradient(vae: FrameVAE, images: Tensor, noise: Tensor, cast: torch
     with cast:
         mean, logvar = vae.encoder(images)
         reconstruction = vae.decoder(mean + (logvar / 2).exp() * noise)
-    error = (reconstruction.to(images.dtype) - images).square().sum() / (2 * float(QUICK.vae.objective.sigma) ** 2)
+    error = (reconstruction.to(images.dtype) - images).square().sum() / (2 * float(FINE.sigma) ** 2)
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum()
     loss = (error + kl.to(error.dtype)) / len(images)
     loss.backward()

@@ -26,7 +26,7 @@ from torch import Tensor
 from scripts import cli
 from scripts.collect import collect
 from scripts.limits import CPU, Limits, flops_per_frame, limits, median_seconds, seconds_of, training_roofline
-from scripts.pipeline import DRIVING, QUICK
+from scripts.pipeline import DRIVING, FINE
 from scripts.run_folder import RunFolder
 from worldvae.batches import frame_batches
 from worldvae.checkpoint import write_record
@@ -37,8 +37,8 @@ from worldvae.training import VAELearner, VAETrainingConfig, mean_colour
 from worldvae.vae import FrameVAE, FrameVAEConfig
 
 RATES = (1e-3, 2e-3, 4e-3)
-OURS = VAETrainingConfig(objective=QUICK.vae.objective, passes=4.0, colour_jitter=0.0)
-"""The compact codec, on the quick pipeline's objective, without the random shades that plain does not have either."""
+OURS = VAETrainingConfig(objective=FINE, passes=4.0, colour_jitter=0.0)
+"""The compact codec, on the presets' objective, without the random shades that plain does not have either."""
 ENCODE_BATCHES = (1, 16, 256)
 
 

@@ -17,11 +17,3 @@ set_up() {
     .venv/bin/python -m pip install --quiet -c scripts/constraints.txt -e ".[$extras]"
     touch "$stamp"
 }
-
-# EnvPool steps CarRacing many times faster, but has no wheels for some platforms.
-set_up_envpool() {
-    if [ -e .venv/tried-envpool ]; then return; fi
-    .venv/bin/python -m pip install --quiet -c scripts/constraints.txt envpool ||
-        echo "EnvPool cannot be installed here: going on with Gymnasium alone, slower"
-    touch .venv/tried-envpool
-}

@@ -35,6 +35,7 @@ LEARNERS: dict[str, tuple[ObservationConfig, Memory, float]] = {
 }
 """What it sees, whose h, and how much of what it learns from is dreamt."""
 EVOLVED: dict[str, Memory] = {"z, evolved": "none", "z + h, evolved": "trained"}
+LEARNER = replace(CARRACING_AGENT, learning=replace(CARRACING_AGENT.learning, env_steps=100_000))
 EVOLVER = EvolveConfig(start=(0, 0.3, 0), evolution=EvolutionConfig(rollouts=2, minutes=20, patience=120))
 FIRST_SEED = 2_500_000
 """Of episodes that judge: neither learned from, nor selected on, nor those of the scores."""
@@ -90,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     runs: tuple[Path, ...],
-    learner: AgentConfig = CARRACING_AGENT,
+    learner: AgentConfig = LEARNER,
     evolution: EvolveConfig = EVOLVER,
     episodes: int = 20,
     json_file: Path | None = None,

@@ -55,7 +55,7 @@ CONFIG = PipelineConfig(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[RunFolder, str]:
     run = RunFolder(tmp_path_factory.mktemp("rounds"))
-    return run, run_pipeline(run, with_seed(CONFIG, 0, "sync"))
+    return run, run_pipeline(run, with_seed(CONFIG, 0))
 
 
 def test_the_second_rounds_rollouts_are_played_by_the_firsts_agent(finished):
@@ -84,7 +84,7 @@ def test_only_collecting_and_selecting_took_env_steps_and_all_rounds_minutes_cou
 
 def test_what_is_done_is_not_done_again_in_any_round(finished, capsys):
     run, _ = finished
-    run_pipeline(run, with_seed(CONFIG, 0, "sync"))
+    run_pipeline(run, with_seed(CONFIG, 0))
     assert capsys.readouterr().out.count("done before") == 5 + 5 + 1 + 2
 
 
@@ -110,7 +110,7 @@ def test_the_agent_of_the_round_that_played_best_is_judged(finished, tmp_path, b
     for i in positions(store, range(5000 + 8 * better, 5008 + 8 * better)):
         tensors, header = store.episodes.read(store.indices[i])
         store.episodes.write(store.indices[i], {**tensors, "rewards": tensors["rewards"] + 1000}, header)
-    choose(run, with_seed(CONFIG, 0, "sync"))
+    choose(run, with_seed(CONFIG, 0))
     told = read_json(run.path / "chosen.json")
     assert told["round"] == better
     assert told["returns"] == [
@@ -125,7 +125,7 @@ def test_the_agent_of_the_round_that_played_best_is_judged(finished, tmp_path, b
 
 def test_a_kept_codec_stays(tmp_path):
     run = RunFolder(tmp_path)
-    run_pipeline(run, with_seed(replace(CONFIG, again=replace(CONFIG.again, vae=None)), 1, "sync"))
+    run_pipeline(run, with_seed(replace(CONFIG, again=replace(CONFIG.again, vae=None)), 1))
     assert FrameVAE.load(run.vae).sha256 == FrameVAE.load(run.round(0).vae).sha256
     assert len(LatentStore(run.latents)) == 28
 
@@ -138,7 +138,7 @@ def test_an_agent_that_sees_other_frames_plays_nothing_and_leaves_nothing(finish
 
 
 def test_another_training_seed_plays_other_episodes_in_every_round():
-    seeded = with_seed(CONFIG, 3, "sync")
+    seeded = with_seed(CONFIG, 3)
     assert (seeded.collect[0].first_seed, seeded.again.collect.first_seed) == (30_000, 35_000)
     assert seeded.again.vae.seed == seeded.again.dynamics.seed == seeded.agent.learning.seed == 3
 
