@@ -52,7 +52,7 @@ def _show(axes: Any, image: Frames) -> None:
 
 def main(
     runs: Annotated[list[Path], tyro.conf.Positional],
-    out: Path = Path("benchmarks/carracing.json"),
+    out: Path = Path("benchmarks/quick.json"),
     moments: tuple[int, ...] = (30, 90),
 ) -> None:
     """Gather the RUNS' evaluations into OUT (a list), draw OUT with .png, and print the table."""

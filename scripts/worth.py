@@ -19,7 +19,7 @@ from agents.observations import Z_ALONE, ObservationConfig
 from scripts import cli
 from scripts.evaluate import EvaluateConfig, score
 from scripts.evolve import EvolveConfig, run_evolution
-from scripts.pipeline import CARRACING_AGENT
+from scripts.pipeline import QUICK_AGENT
 from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
@@ -35,7 +35,6 @@ LEARNERS: dict[str, tuple[ObservationConfig, Memory, float]] = {
 }
 """What it sees, whose h, and how much of what it learns from is dreamt."""
 EVOLVED: dict[str, Memory] = {"z, evolved": "none", "z + h, evolved": "trained"}
-LEARNER = replace(CARRACING_AGENT, learning=replace(CARRACING_AGENT.learning, env_steps=100_000))
 EVOLVER = EvolveConfig(start=(0, 0.3, 0), evolution=EvolutionConfig(rollouts=2, minutes=20, patience=120))
 FIRST_SEED = 2_500_000
 """Of episodes that judge: neither learned from, nor selected on, nor those of the scores."""
@@ -91,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     runs: tuple[Path, ...],
-    learner: AgentConfig = LEARNER,
+    learner: AgentConfig = QUICK_AGENT,
     evolution: EvolveConfig = EVOLVER,
     episodes: int = 20,
     json_file: Path | None = None,

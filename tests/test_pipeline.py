@@ -87,7 +87,7 @@ def test_a_stage_that_was_not_done_is_done_on_resume(tiny_run):
 @pytest.mark.parametrize(
     ("module", "arguments", "words"),
     [
-        ("pipeline", ["--out", "RUN", "--preset", "carracing"], "holds another run"),
+        ("pipeline", ["--out", "RUN", "--preset", "quick"], "holds another run"),
         ("pipeline", ["--out", "EMPTY", "--resume"], "cannot read .*run.json"),
         ("pipeline", ["--out", "EMPTY", "--seed", "-1"], "training seeds are"),
         ("pipeline", ["--out", "EMPTY", "--rounds", "0"], "--rounds must be >= 1"),

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = {
-    "bash scripts/run.sh --preset takecover": "ln -s carracing runs/takecover",  # tests/test_rounds.py has such a run
+    "bash scripts/run.sh --preset takecover": "ln -s quick runs/takecover",  # tests/test_rounds.py has such a run
     "--agent runs/takecover/agent": "--agent runs/takecover/agent --episodes 2 --most-steps 20 --temperatures 1",
     "--play": "--play --steps 5",
-    "bash scripts/run.sh": "bash scripts/run.sh --preset tiny --out runs/carracing",
+    "bash scripts/run.sh": "bash scripts/run.sh --preset tiny --out runs/quick",
     "python -m": f"{sys.executable} -m",
     "--episodes 64": "--episodes 4",
     "--episodes 100": "--episodes 1 --max-episode-steps 100",
@@ -54,12 +54,12 @@ def test_the_shell_blocks_run(home):
                 continue
             for written, tiny in TINY.items():
                 command = command.replace(written, tiny)
-            command = command.replace("--out runs/carracing", f"--out {home}/runs/carracing")
+            command = command.replace("--out runs/quick", f"--out {home}/runs/quick")
             execute(["bash", "-c", command], home)
 
 
 def test_the_python_blocks_run_in_order(home):
-    assert (home / "runs" / "carracing" / "vae").exists(), "the shell blocks make what the Python blocks load"
+    assert (home / "runs" / "quick" / "vae").exists(), "the shell blocks make what the Python blocks load"
     for block in blocks("python"):
         execute([sys.executable, "-W", "error::UserWarning:worldvae", "-c", block], home)
 
