@@ -135,13 +135,7 @@ def training(architecture: Architecture, frames: Tensor, device: torch.device, s
             if setting.compile or not on.compiled
         ]
         base = VAETrainingConfig(
-            architecture="paper",
-            optimiser="adam",
-            learning_rate=1e-3,
-            objective=FINE,
-            passes=3,
-            batch_size=batch,
-            device=str(device),
+            optimiser="adam", learning_rate=1e-3, objective=FINE, batch_size=batch, device=str(device)
         )
         for name, config in (
             ("the project's learner", base),

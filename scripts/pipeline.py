@@ -69,7 +69,7 @@ class PipelineConfig:
 
 DRIVING = CollectConfig(
     env="CarRacing-v3",
-    episodes=140,
+    episodes=152,
     action_repeat=4,
     max_episode_steps=400,
     patience=100,  # frames of the track teach more than frames of the grass
@@ -92,7 +92,7 @@ CARRACING_AGENT = AgentConfig(
     ),
 )
 CARRACING = PipelineConfig(
-    collect=(replace(WHOLE, episodes=152),),
+    collect=(WHOLE,),
     vae=VAETrainingConfig(objective=FINE, passes=6),
     dynamics=DynamicsConfig(),
     agent=CARRACING_AGENT,
@@ -202,6 +202,7 @@ def with_seed(config: PipelineConfig, seed: int) -> PipelineConfig:
     def seeded(play: CollectConfig) -> CollectConfig:
         return replace(play, first_seed=10_000 * seed + play.first_seed)
 
+    learning: Any = config.agent.learning  # of either kind
     again = replace(
         config.again,
         collect=seeded(config.again.collect),
@@ -213,15 +214,9 @@ def with_seed(config: PipelineConfig, seed: int) -> PipelineConfig:
         collect=tuple(seeded(play) for play in config.collect),
         vae=replace(config.vae, seed=seed),
         dynamics=replace(config.dynamics, seed=seed),
-        agent=_seeded(config.agent, seed),
+        agent=replace(config.agent, learning=replace(learning, seed=seed)),
         again=again,
     )
-
-
-def _seeded(agent: AgentConfig | DreamAgentConfig, seed: int) -> AgentConfig | DreamAgentConfig:
-    if isinstance(agent, DreamAgentConfig):
-        return replace(agent, learning=replace(agent.learning, seed=seed))
-    return replace(agent, learning=replace(agent.learning, seed=seed))
 
 
 def run_pipeline(run: RunFolder, config: PipelineConfig) -> str:
