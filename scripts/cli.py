@@ -27,6 +27,26 @@ OptionalRun = Annotated[Path | None, tyro.conf.Positional]
 """The same where there may be none."""
 
 
+def _some_paths(words: list[str]) -> tuple[Path, ...]:
+    if not words:
+        raise ValueError("name at least one run's folder")
+    return tuple(Path(word) for word in words)
+
+
+Runs = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="RUN ...",
+        instance_from_str=_some_paths,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [str(path) for path in value],
+    ),
+]
+"""One run's folder or several, the first words on the command line."""
+
+
 def _json_object(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):

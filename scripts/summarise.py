@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import cv2
 import numpy as np
-import tyro
 
 from agents.report import draw_learning
 from scripts import cli
@@ -51,7 +50,7 @@ def _show(axes: Any, image: Frames) -> None:
 
 
 def main(
-    runs: Annotated[list[Path], tyro.conf.Positional],
+    runs: cli.Runs,
     out: Path = Path("benchmarks/quick.json"),
     moments: tuple[int, ...] = (30, 90),
 ) -> None:
@@ -64,17 +63,8 @@ def main(
     for folder, told in zip(folders, evaluations, strict=True):
         minutes = (told["wall_seconds"]["collect"] + told["wall_seconds"]["train"]) / 60
         random = read_json(folder.path / "random.json")["mean"]
-        rows.append(
-            (
-                told["train_seed"],
-                told["mean"],
-                told["sd"],
-                min(told["returns"]),
-                told["env_steps_total"],
-                minutes,
-                random,
-            )
-        )
+        lowest, steps = min(told["returns"]), told["env_steps_total"]
+        rows.append((told["train_seed"], told["mean"], told["sd"], lowest, steps, minutes, random))
     print(cli.table(rows))
     print(f"mean over seeds: {np.mean([told['mean'] for told in evaluations]):.1f}")
 

@@ -89,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(
-    runs: tuple[Path, ...],
+    runs: cli.Runs,
     learner: AgentConfig = QUICK_AGENT,
     evolution: EvolveConfig = EVOLVER,
     episodes: int = 20,

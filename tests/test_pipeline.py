@@ -122,6 +122,14 @@ def test_runs_are_gathered_into_one_record_and_picture(tiny_run, tmp_path):
     assert cv2.imread(str(tmp_path / "all.png")) is not None
 
 
+@pytest.mark.parametrize("command", ["summarise", "worth"])
+def test_to_gather_no_runs_is_a_mistake(command):
+    """What was gathered before stays as it is."""
+    nothing = cli(command)
+    assert nothing.returncode != 0
+    assert "name at least one run's folder" in nothing.stdout + nothing.stderr
+
+
 @pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
 def test_stopped_it_keeps_every_whole_episode_and_the_same_command_goes_on(tmp_path, number, to_all):
     """As a terminal stops it, its workers too, and as a cluster does, which knows only its own process."""
