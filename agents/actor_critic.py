@@ -26,7 +26,7 @@ from agents.dream import Dream, DreamConfig, Starts
 from agents.observations import Z_ALONE
 from agents.sac import CategoricalActor, perceptron
 from agents.world_model import WorldModel
-from worldvae.fit import FitConfig, Metrics, fit
+from worldvae.fit import FitConfig, Metrics, fit, settled
 from worldvae.optimisers import load_optimiser
 
 Select = Callable[[Agent, int], tuple[float, int]]
@@ -111,6 +111,7 @@ def learn_in_dream(
         ),
         folder,
         name="actor-critic",
+        settings=settled(config, but=("iterations", "minutes", "selections")) | settled(dream, but=()),
         observe=learner.observe,
     )
     learner.finish()

@@ -20,7 +20,7 @@ from agents.termination import calibrate, imbalance
 from agents.world_model import Prediction, WorldModel, WorldModelConfig
 from worldvae.batches import sequence_batches
 from worldvae.devices import autocast, pick_device
-from worldvae.fit import FitConfig, Metrics, fit
+from worldvae.fit import FitConfig, Metrics, fit, settled
 from worldvae.latents import LatentStore
 from worldvae.muon import beside_adam, matrices
 from worldvae.optimisers import Optimisers
@@ -126,6 +126,7 @@ def train_dynamics(
         FitConfig(steps, log_every=max(1, steps // 20), checkpoint_every=max(1, steps // 10)),
         folder,
         name="world model",
+        settings=settled(config, but=("passes", "device")),
         observe=observe,
     )
     if config.termination:

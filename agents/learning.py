@@ -32,7 +32,7 @@ from agents.sac import SAC, SACConfig
 from agents.world_model import State, WorldModel
 from worldvae.devices import pick_device
 from worldvae.environments import hidden_repeat
-from worldvae.fit import FitConfig, Metrics, fit
+from worldvae.fit import FitConfig, Metrics, fit, settled
 from worldvae.latents import LatentEpisode, LatentStore
 from worldvae.record import interact
 
@@ -128,6 +128,7 @@ def train_agent(
         FitConfig(steps, log_every=every, checkpoint_every=4 * every, seconds=seconds),
         folder,
         name="agent",
+        settings=settled(config, but=("env_steps", "minutes", "action_scale", "device")),
         observe=learner.observe,
     )
     agent = Agent(spec, memory)

@@ -114,7 +114,7 @@ def summary(store: RolloutStore, episodes: list[int]) -> str:
     headers = [store.header(i) for i in episodes]
     returns = returns_of(store, episodes)
     lengths = [header["env_steps"] for header in headers]
-    varied = diversity(np.concatenate([store.visible_frames(i)[::4] for i in episodes[:64]]))
+    varied = diversity(np.concatenate([store.visible_frames(i)[::4].copy() for i in episodes[:64]]))
     lines = [
         f"{len(episodes)} episodes, {sum(lengths)} env steps, length {np.mean(lengths):.0f} "
         f"({min(lengths)}..{max(lengths)}), return {spread(float(np.mean(returns)), float(np.std(returns)), 1)}",

@@ -11,6 +11,7 @@ from worldvae.latents import LatentStore, Precision, bytes_per_frame, encode, ro
 from worldvae.measures.images import image_format_sizes, psnr
 from worldvae.measures.latents import statistics
 from worldvae.rollouts import RolloutStore
+from worldvae.training import some_frames
 from worldvae.vae import FrameVAE
 
 EVERY = 16
@@ -21,7 +22,7 @@ def encode_rollouts(run: RunFolder, precision: Precision = "float32") -> LatentS
     """Encodes ``run``'s rollouts, prints bytes per frame and PSNR beside image formats'."""
     store, vae = RolloutStore(run.rollouts), FrameVAE.load(run.vae)
     latents = encode(store, vae, run.latents, precision)
-    frames = np.concatenate([store.visible_frames(i)[::EVERY] for i in range(len(store))])[:512]
+    frames = some_frames(store, range(len(store)), most=512).numpy()
     error = round_trip_mse(store, latents, vae, EVERY)
     sizes = {f"latents {precision}": (bytes_per_frame(latents), psnr(error))}
     sizes |= image_format_sizes(frames)

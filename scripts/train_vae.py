@@ -23,7 +23,7 @@ def train(run: RunFolder, config: VAETrainingConfig, world: World = ALONE, start
     vae = train_vae(store, config, run.vae, world, start)
     print(summary(run, config))
     _, held_out = split_episodes(len(store), config.held_out, config.seed)
-    frames = np.concatenate([store.visible_frames(e)[::4] for e in held_out])
+    frames = np.concatenate([store.visible_frames(e)[::4].copy() for e in held_out])
     for path in codec_pictures(vae, frames, run.pictures):
         print(path)
     return vae

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from worldvae.checkpoint import load_tree
+from worldvae.checkpoint import CheckpointError, load_tree
 from worldvae.fit import FitConfig, fit, read_log
 
 
@@ -146,6 +146,37 @@ def test_tensorboard_reads_what_was_logged(tmp_path):
         assert told == pytest.approx(entry)
 
 
+def test_what_was_begun_goes_on_under_its_own_settings_alone(tmp_path):
+    def go_on(steps, **settings):
+        model = Regression()
+        return fit(model.step, model.batches, model, FitConfig(steps, 5, 10), tmp_path, settings=settings)
+
+    go_on(10, rate=0.1, clip=[0, 1])
+    with pytest.raises(CheckpointError, match=r"other settings \(rate\).*begin in another folder"):
+        go_on(20, rate=0.2, clip=[0, 1])
+    assert len(go_on(20, rate=0.1, clip=[0, 1])) == 4
+
+
+def test_a_broken_state_is_not_saved(tmp_path):
+    """Interrupted after its loss is lost and before that is logged."""
+    train(tmp_path, stop_at=None)
+    before = (tmp_path / "training.safetensors").read_bytes()
+    model = Regression()
+
+    def step(batch):
+        return {"loss": model.step(batch)["loss"] * float("nan")}
+
+    def stopped(start):
+        batches = model.batches(start)
+        yield next(batches)
+        yield next(batches)
+        raise KeyboardInterrupt
+
+    with pytest.raises(FloatingPointError, match="no longer finite at step 32"):
+        fit(step, stopped, model, FitConfig(40, 5, 10), tmp_path)
+    assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     train(tmp_path)
     again, log = train(tmp_path, stop_at=0)
@@ -155,7 +186,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step(tmp_path):
     model = Regression()
-    with pytest.raises(FloatingPointError, match=r"loss is no longer finite at step 5: lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"loss is no longer finite at step 5: begin in another folder"):
         fit(lambda b: {"loss": model.step(b)["loss"] / 0}, model.batches, model, FitConfig(30, 5, 10), tmp_path)
 
 

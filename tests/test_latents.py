@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.dots import record_dots
-from worldvae import CheckpointError, FrameVAE, FrameVAEConfig, LatentStore, encode
+from worldvae import CheckpointError, FrameVAE, FrameVAEConfig, LatentStore, RolloutStore, encode
 from worldvae.latents import bytes_per_frame, quantise, restore, round_trip_mse
 
 
@@ -71,6 +71,19 @@ def test_encoding_goes_on_where_it_was_cut_off(store, vae, tmp_path):
     assert files[0].stat().st_mtime_ns == kept
 
 
+def test_codes_follow_what_is_recorded_anew_or_deleted(vae, tmp_path):
+    """The same numbers, other episodes: their codes are made anew, those of none are gone."""
+    store = record_dots(tmp_path / "rollouts", episodes=3)
+    encode(store, vae, tmp_path / "latents")
+    for index in (0, 2):
+        store.episodes.file(index).unlink()
+    again = RolloutStore(tmp_path / "rollouts")
+    again.append(again[0])  # as number 2
+    latents = encode(again, vae, tmp_path / "latents")
+    assert latents.indices == again.indices == [1, 2]
+    np.testing.assert_array_equal(latents[0].mean, latents[1].mean)
+
+
 def test_another_codecs_latents_are_refused(store, vae, tmp_path):
     latents = encode(store, vae, tmp_path / "latents")
     other = saved_codec(tmp_path / "other", seed=1)
@@ -87,7 +100,7 @@ def test_latents_of_another_precision_are_refused(store, vae, tmp_path):
 
 
 def test_an_unsaved_codec_cannot_sign_its_latents(store, tmp_path):
-    with pytest.raises(CheckpointError, match="save the codec"):
+    with pytest.raises(CheckpointError, match="save this one"):
         encode(store, FrameVAE(), tmp_path)
 
 

@@ -172,6 +172,12 @@ def test_an_environment_without_an_autoreset_mode_is_refused() -> None:
         next(interact(env, FromThePicture(), [0]))
 
 
+def test_an_environment_that_overwrites_what_it_gave_is_refused() -> None:
+    env = SyncVectorEnv([dot(2)], copy=False, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(RuntimeError, match="copy=True"):
+        next(interact(env, FromThePicture(), [0]))
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_dictionary_observations_are_refused_in_words(mode: AutoresetMode) -> None:
     class Still(FromThePicture):

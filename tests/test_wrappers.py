@@ -139,3 +139,18 @@ def test_images_of_a_wrong_dtype_are_named(vae):
 
     with pytest.raises(TypeError, match="uint8"):
         LatentObservation(Floats(DotEnv()), vae).reset()
+
+
+@pytest.mark.parametrize("shape", [(3, 24, 24), (4, 24, 24), (5,)])
+def test_what_is_no_image_is_refused_before_it_plays(vae, shape):
+    """Channels first, grey frames in a stack, a vector."""
+
+    class Other(DotEnv):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+
+    with pytest.raises(ValueError, match=r"no uint8 images \[H, W\]"):
+        LatentObservation(Other(), vae)
+    with pytest.raises(ValueError, match=r"no uint8 images \[H, W\]"):
+        LatentVectorObservation(SyncVectorEnv([Other]), vae)

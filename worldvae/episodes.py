@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,11 @@ class EpisodeFolder:
         """The header alone, without reading tensors."""
         return self._open(index, names=())[1]
 
+    def checksum(self, index: int) -> str:
+        """What the episode was sealed with, without reading tensors."""
+        with self._opened(index) as (_, told):
+            return str(told["checksum"])
+
     def read(self, index: int, names: Sequence[str] | None = None) -> tuple[Tensors, dict[str, Any]]:
         """Some or all tensors and the header; the checksum is verified at the first touch.
 
@@ -78,20 +84,25 @@ class EpisodeFolder:
         return self._open(index, (name,))[0][name]
 
     def _open(self, index: int, names: Sequence[str] | None) -> tuple[Tensors, dict[str, Any]]:
+        with self._opened(index) as (file, told):
+            wanted = file.keys() if names is None else names
+            tensors = {name: file.get_tensor(name).numpy() for name in wanted}
+            if names is None and _checksum(tensors, told["header"]) != told["checksum"]:
+                raise ValueError("wrong checksum")
+        return {n: t if t.nbytes >= MAPPED_FROM else t.copy() for n, t in tensors.items()}, told["header"]
+
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """The file and its header, sealed. Whatever is wrong there becomes DamagedEpisode."""
         path = self.file(index)
         try:
             with safe_open(path, framework="pt") as file:  # for numpy it would copy
                 told = json.loads((file.metadata() or {})["worldvae"])
-                header = told["header"]
-                if _checksum({}, header) != told["header_checksum"]:
+                if _checksum({}, told["header"]) != told["header_checksum"]:
                     raise ValueError("wrong checksum of its header")
-                wanted = file.keys() if names is None else names
-                tensors = {name: file.get_tensor(name).numpy() for name in wanted}
+                yield file, told
         except (*UNREADABLE, RuntimeError) as error:
             raise DamagedEpisode(f"{path} is damaged ({error}): delete it and make it again") from error
-        if names is None and _checksum(tensors, header) != told.get("checksum"):
-            raise DamagedEpisode(f"{path} is damaged (wrong checksum): delete it and make it again")
-        return {n: t if t.nbytes >= MAPPED_FROM else t.copy() for n, t in tensors.items()}, header
 
 
 def _checksum(tensors: Tensors, header: Mapping[str, Any]) -> str:

@@ -12,8 +12,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -69,15 +69,20 @@ def fit(
     folder: Path,
     *,
     name: str = "training",
+    settings: Mapping[str, Any] | None = None,
     observe: Callable[[], Metrics] | None = None,
     leads: bool = True,
 ) -> list[Metrics]:
     """Trains until ``config.steps``, going on from ``folder``'s checkpoint if there is one.
 
+    The state that it ends with is the same however often it is interrupted; a log entry's means are of the steps
+    since the last one or since it went on.
+
     Args:
         step: learns from one batch, returns scalar tensors (read only when logged: no sync).
         batches: from a step number to the batches from there on.
         folder: gets ``metrics.jsonl``, TensorBoard events where installed, and the checkpoint.
+        settings: JSON values, under which alone the training goes on (``settled``).
         observe: more numbers for each log entry, such as a held-out measurement.
         leads: false where another process of the same training does all that: reading the checkpoint is
             left, and stepping.
@@ -86,9 +91,11 @@ def fit(
         The log: one dictionary an entry, each with ``step`` and ``seconds``.
 
     Raises:
-        CheckpointError: another process trains in this folder, its files are damaged, or the disk is full.
-        FloatingPointError: the loss is no longer finite.
-        KeyboardInterrupt, EnvironmentFailed: after the last whole step was saved.
+        CheckpointError: another process trains in this folder, what it began there has other settings, its files are
+            damaged, or the disk is full.
+        FloatingPointError: the loss is no longer finite; such a state is not saved.
+        KeyboardInterrupt, EnvironmentFailed: after the last whole step was saved, if one was under way at a second
+            Ctrl-C, without saving.
     """
     with only_writer(folder) if leads else contextlib.nullcontext():
         checkpoint, log = folder / "training.safetensors", _Log(folder) if leads else None
@@ -96,17 +103,27 @@ def fit(
         if checkpoint.exists():
             saved = load_tree(checkpoint)
             done, elapsed = saved["step"], saved["seconds"]
+            _check_settings(saved.get("settings"), settings, checkpoint)
             _restore(state, saved["state"], checkpoint)
         if log is not None:
             log.keep_until(done)
         begin = time.monotonic() - elapsed
 
-        def save(at: int) -> None:
-            if leads:
-                save_tree(checkpoint, {"step": at, "seconds": time.monotonic() - begin, "state": state.state_dict()})
-
         sums: dict[str, Tensor] = {}
         since = done
+
+        def means() -> Metrics:
+            """Of what was told since the last log entry."""
+            told = {key: (total / (done - since)).item() for key, total in sums.items()}
+            _check_finite(told, done)
+            return told
+
+        def save() -> None:
+            means()  # what is broken is not worth keeping
+            if leads:
+                told = {"step": done, "seconds": time.monotonic() - begin, "settings": settings}
+                save_tree(checkpoint, {**told, "state": state.state_dict()})
+
         stream = batches(done) if done < config.steps else iter(())
         look = {"desc": name, "unit": "step", "dynamic_ncols": True, "mininterval": 1, "disable": not leads}
         bar = tqdm(total=config.steps, initial=done, **look)
@@ -123,26 +140,24 @@ def fit(
                     bar.update()
                     finished = done == config.steps or _out_of_time(config, begin)
                     if log is not None and (done % config.log_every == 0 or finished):
-                        means = {key: (total / (done - since)).item() for key, total in sums.items()}
-                        _check_finite(means, done)
-                        seconds = time.monotonic() - begin
-                        entry = {"step": done, "seconds": seconds, **means, **(observe() if observe else {})}
+                        told, seconds = means(), time.monotonic() - begin
+                        entry = {"step": done, "seconds": seconds, **told, **(observe() if observe else {})}
                         log.add(entry)
                         bar.set_postfix(_in_short(entry))
                         sums, since = {}, done
                     if done % config.checkpoint_every == 0:
-                        save(done)
+                        save()
                     whole = True
                     interrupts.check()
         except (KeyboardInterrupt, EnvironmentFailed):
             if whole:
-                save(done)
-            bar.write(f"stopped at step {done}; the same command goes on from the last whole step")
+                save()
+            bar.write(f"stopped at step {done}; the same command goes on from {'there' if whole else 'the checkpoint'}")
             raise
         finally:
             bar.close()
             getattr(stream, "close", bool)()  # its threads and environments end here, not when it is forgotten
-        save(done)
+        save()
         return log.entries if log is not None else []
 
 
@@ -163,6 +178,24 @@ def read_log(path: Path) -> list[Metrics]:
         except ValueError as error:
             raise CheckpointError(f"line {number} of {path} is damaged ({error}): delete that line") from error
     return entries
+
+
+def settled(config: Any, but: Collection[str]) -> dict[str, Any]:
+    """A dataclass's values as JSON gives them back, ``but`` those that may change when training goes on."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return {name: value for name, value in told.items() if name not in but}
+
+
+def _check_settings(saved: Mapping[str, Any] | None, now: Mapping[str, Any] | None, checkpoint: Path) -> None:
+    """Checkpoints from before settings were kept are believed."""
+    if saved is None or now is None:
+        return
+    changed = sorted(name for name in {*saved, *now} if saved.get(name) != now.get(name))
+    if changed:
+        raise CheckpointError(
+            f"{checkpoint} was written under other settings ({', '.join(changed)}): go on with those, or begin in "
+            "another folder"
+        )
 
 
 def _restore(state: State, saved: dict[str, Any], checkpoint: Path) -> None:
@@ -187,8 +220,8 @@ def _check_finite(means: Metrics, step: int) -> None:
     broken = [key for key, value in means.items() if value != value or abs(value) == float("inf")]
     if broken:
         raise FloatingPointError(
-            f"{', '.join(broken)} is no longer finite at step {step}: lower the learning rate; "
-            "the last checkpoint is from before"
+            f"{', '.join(broken)} is no longer finite at step {step}: begin in another folder at a lower learning rate "
+            "(the checkpoint here is from before)"
         )
 
 

@@ -92,25 +92,29 @@ class LatentStore:
 
 
 def encode(rollouts: RolloutStore, vae: FrameVAE, path: str | Path, precision: Precision = "float32") -> LatentStore:
-    """Encodes every episode that is not encoded yet.
+    """Encodes every episode that is not encoded yet; codes of what the rollouts no longer hold are deleted.
 
     Args:
-        vae: a saved codec (its hash goes into the manifest).
+        vae: a codec from ``FrameVAE.load`` (its file's hash goes into the manifest).
         precision: ``uint8`` keeps 256 levels per latent and episode, with their scale.
 
     Raises:
-        CheckpointError: the folder holds another codec's latents or has another writer, or the codec was
-            never saved.
+        CheckpointError: the folder holds another codec's latents or has another writer, or the codec is
+            of no file.
     """
     if not vae.sha256:
-        raise CheckpointError("save the codec before encoding: latents are tied to its hash")
+        raise CheckpointError("latents are tied to a codec's file: save this one, and encode by FrameVAE.load's")
     path = Path(path)
     with only_writer(path):
         store = _open_or_create(path, vae, precision)
-        done = set(store.indices)
+        sources = {index: rollouts.episodes.checksum(index) for index in rollouts.indices}
+        done = {index for index in store.indices if store.episodes.header(index).get("rollout") == sources.get(index)}
+        for index in set(store.indices) - done:
+            store.episodes.file(index).unlink()
         for i, index in enumerate(tqdm(rollouts.indices, desc="encode", unit="episode")):
             if index not in done:
-                store.episodes.write(index, *_encoded(rollouts[i], vae, precision))
+                tensors, header = _encoded(rollouts[i], vae, precision)
+                store.episodes.write(index, tensors, {**header, "rollout": sources[index]})
     return LatentStore(path)
 
 

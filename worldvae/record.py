@@ -67,7 +67,8 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
     Without ``seeds`` it never ends.
 
     Raises:
-        RuntimeError: an observation dictionary, or a vector environment without an autoreset mode.
+        RuntimeError: an observation dictionary, or a vector environment without an autoreset mode or that overwrites
+            its observations.
         EnvironmentFailed: the environment raised, a worker process died, or a reward is not a finite
             float32.
     """
@@ -76,6 +77,8 @@ def interact(env: VectorEnv, policy: BehaviourPolicy, seeds: Iterable[int] | Non
         raise RuntimeError(f"{env} does not say its autoreset mode in metadata['autoreset_mode']")
     if isinstance(env.single_observation_space, gymnasium.spaces.Dict):
         raise RuntimeError(f"{env} gives dictionaries: take the image out of them (make_vector_env(key=...))")
+    if getattr(env.unwrapped, "copy", True) is False:
+        raise RuntimeError(f"{env} overwrites the observations that it gave: make it with copy=True")
     queue = iter(count() if seeds is None else seeds)
     n = env.num_envs
     seed_of = np.zeros(n, np.int64)
@@ -191,8 +194,8 @@ def record(
         frames_t, frames_tp1 = frames.result()
         for i in np.flatnonzero(step.recorded):
             if frames_t is not None and step.started[i]:
-                running[i] = _Running(frames_t[i])
-            running[i].add(step, frames_tp1[i], int(i))
+                running[i] = _Running(frames_t[i].copy())  # views would keep the other environments' frames too
+            running[i].add(step, frames_tp1[i].copy(), int(i))
             if step.done[i]:
                 yield running[i].finish(step, int(i), policy_name)
 

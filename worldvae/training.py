@@ -16,7 +16,7 @@ from worldvae.augmentation import PATCHES, covered, patch_size, shaded
 from worldvae.batches import frame_batches
 from worldvae.devices import CapturedStep, autocast, out_of_memory_in_words, pick_device
 from worldvae.distributed import ALONE, World
-from worldvae.fit import FitConfig, Metrics, fit
+from worldvae.fit import FitConfig, Metrics, fit, settled
 from worldvae.frames import to_unit
 from worldvae.measures.images import median_frame, psnr
 from worldvae.measures.latents import active_units
@@ -80,8 +80,10 @@ class VAETrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.covers <= 1:
-            raise ValueError(f"covers is a share, in [0, 1]: {self.covers}")
+        if not (0 <= self.covers <= 1 and 0 <= self.held_out < 1):
+            raise ValueError(f"covers and held_out are shares, in [0, 1] and [0, 1): {self}")
+        if self.batch_size < 1 or self.passes <= 0:
+            raise ValueError(f"batch_size must be >= 1 and passes > 0: {self}")
 
 
 def train_vae(
@@ -146,6 +148,7 @@ def train_vae(
             FitConfig(steps, log_every=max(1, per_pass // 2), checkpoint_every=per_pass),
             folder,
             name="frame VAE",
+            settings=settled(config, but=("passes", "device", "budget_gib", "compile")),
             observe=judge,
             leads=world.leads,
         )
@@ -167,7 +170,8 @@ def some_frames(store: RolloutStore, episodes: Sequence[int], most: int) -> Tens
     """
     every = max(1, sum(store.visible_counts(episodes)) // most)
     shown = (store.visible_frames(e) for e in episodes)
-    return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every] for frames in shown]))
+    # Copies: a view would keep all of its episode's frames in memory.
+    return torch.from_numpy(np.concatenate([frames[min(every, len(frames)) // 2 :: every].copy() for frames in shown]))
 
 
 def looks_back(objective: ObjectiveConfig) -> bool:

@@ -48,7 +48,7 @@ class DiagonalGaussian:
         return self.mean + self.sd * noise
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A draw [.., Z] from ``generator`` (torch's global one by default)."""
+        """A draw [.., Z] from ``generator``, one on the CPU (torch's global one by default)."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
         return self.rsample(noise.to(self.mean.device))
 

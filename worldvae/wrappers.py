@@ -10,12 +10,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from gymnasium.utils import RecordConstructorArgs
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from worldvae.environments import is_image
 from worldvae.frames import Frames, to_frames
 from worldvae.vae import FrameVAE
 
@@ -29,11 +30,15 @@ class LatentObservation(gymnasium.ObservationWrapper, RecordConstructorArgs):
         vae: any trained codec, on any device.
         sample: observe a draw from the posterior instead of its mean, seeded by ``reset``.
         keep_frame: put the environment's own observation into ``info["frame"]``.
+
+    Raises:
+        ValueError: observations that are no uint8 images [H, W] or [H, W, 1 or 3].
     """
 
     def __init__(self, env: gymnasium.Env, vae: FrameVAE, *, sample: bool = False, keep_frame: bool = False):
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, vae=vae, sample=sample, keep_frame=keep_frame)
         gymnasium.ObservationWrapper.__init__(self, env)
+        _check_images(env.observation_space, vae)
         self.observation_space = latent_space(vae)
         self._codec = _Codec(vae, sample)
         self._keep_frame = keep_frame
@@ -66,6 +71,7 @@ class LatentVectorObservation(VectorWrapper):
 
     def __init__(self, env: VectorEnv, vae: FrameVAE, *, sample: bool = False, keep_frame: bool = False):
         super().__init__(env)
+        _check_images(env.single_observation_space, vae)
         self.single_observation_space = latent_space(vae)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         self._codec = _Codec(vae, sample)
@@ -106,6 +112,13 @@ class LatentVectorObservation(VectorWrapper):
 def latent_space(vae: FrameVAE) -> Box:
     """Box(Z,) float32, unbounded: a Gaussian code has no limits."""
     return Box(-np.inf, np.inf, (vae.latent_size,), np.float32)
+
+
+def _check_images(space: gymnasium.Space, vae: FrameVAE) -> None:
+    key = vae.config.frame.key
+    seen = space.spaces.get(key or "") if isinstance(space, Dict) else space
+    if seen is None or not is_image(seen):
+        raise ValueError(f"no uint8 images [H, W] or [H, W, 1 or 3]{f' under {key!r}' if key else ''} in {space}")
 
 
 class _Codec:
