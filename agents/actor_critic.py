@@ -47,7 +47,7 @@ class ActorCriticConfig:
         discount: per step.
         trace: lambda of the advantages.
         clip: how far an action's probability may move in an update.
-        entropy: nats are worth so much return.
+        entropy: a nat is worth so many standard deviations of the advantages.
         learning_rate: Adam's at the start; it falls to nothing in a line.
         selections: times that each actor is scored in reality, evenly; the best is kept. 0: the last is.
         seed: of weights, noise and dreams.

@@ -72,6 +72,7 @@ def real_starts(
     generator = torch.Generator(episodes.device).manual_seed(seed)
     if context:
         rows = episodes.windows(context + 1)
+        rows = rows[episodes.terminated[rows[:, -2]] == 0]  # nothing follows an end
     else:
         rows = torch.from_numpy(episodes.first_rows)[:, None].to(episodes.device)
     if not len(rows):

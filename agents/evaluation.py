@@ -29,7 +29,27 @@ SELECTION_SEEDS = 1_000_000
 TEST_SEEDS = 2_000_000
 """Reported scores use seeds from here on, never touched by training or selection."""
 
+TRAINING_SEEDS = range(90)
+"""Each has 10,000 seeds of episodes to learn from and as many to select on; those from 1,900,000 on are dream_gap's."""
+
 MakePolicy = Callable[[VectorEnv], BehaviourPolicy]
+
+
+def first_seed(training_seed: int) -> int:
+    """Where an agent's episodes begin: training seeds (below 1,000,000) that no rollouts use."""
+    return 10_000 * checked(training_seed) + 1_000
+
+
+def first_selection_seed(training_seed: int) -> int:
+    """Where the episodes begin that choices are made on."""
+    return SELECTION_SEEDS + 10_000 * checked(training_seed)
+
+
+def checked(training_seed: int) -> int:
+    """The same. Raises ValueError where its episodes would be others' to select or to judge on."""
+    if training_seed not in TRAINING_SEEDS:
+        raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {training_seed}")
+    return training_seed
 
 
 @dataclass(frozen=True)

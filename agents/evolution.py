@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.agent import Agent
-from agents.evaluation import SELECTION_SEEDS, TEST_SEEDS
-from agents.learning import first_seed
+from agents.evaluation import SELECTION_SEEDS, TEST_SEEDS, first_seed, first_selection_seed
 from agents.observations import Z_ALONE, ObservationConfig
 from agents.play import MakeEnv, Play, Played, Player, controller_of
 from agents.workers import Workers
@@ -77,7 +76,7 @@ class EvolutionConfig:
             raise ValueError(f"sigma must be > 0, got {self.sigma}")
         selections = self.generations // self.select_every + 1
         last_training = first_seed(self.seed) + self.generations * self.rollouts
-        last_selection = _first_selection_seed(self.seed) + selections * self.select_episodes
+        last_selection = first_selection_seed(self.seed) + selections * self.select_episodes
         if last_training > SELECTION_SEEDS or last_selection > TEST_SEEDS:
             raise ValueError("so many episodes would need seeds that are kept for selection or test")
 
@@ -183,7 +182,7 @@ class Evolution:
     def _select(self) -> None:
         """Plays the mean and the leader on episodes that nobody has played; keeps the best so far."""
         contenders, episodes = np.stack([self.cma.mean, self.leader]), self.config.select_episodes
-        first = _first_selection_seed(self.config.seed) + self.selections * episodes
+        first = first_selection_seed(self.config.seed) + self.selections * episodes
         returns, played = self._play(self.workers, contenders, range(first, first + episodes), 1, None)
         self.select_env_steps += sum(p.env_steps for p in played)
         self.selections += 1
@@ -253,7 +252,3 @@ def _to_tree(value: Any) -> Any:
 
 def _from_tree(value: Any) -> Any:
     return value.numpy().copy() if isinstance(value, Tensor) else value
-
-
-def _first_selection_seed(training_seed: int) -> int:
-    return SELECTION_SEEDS + 10_000 * training_seed

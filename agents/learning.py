@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -17,6 +18,7 @@ from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from agents.agent import Agent, AgentSpec
+from agents.evaluation import first_seed
 from agents.imagination import Imagination, ImaginationConfig
 from agents.observations import (
     LatentStack,
@@ -74,6 +76,11 @@ class LearningConfig:
     sac: SACConfig = field(default_factory=SACConfig)
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("env_steps", "updates", "batch_size", "replay_capacity"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 def train_agent(
@@ -137,11 +144,6 @@ def train_agent(
     return agent
 
 
-def first_seed(training_seed: int) -> int:
-    """Where an agent's episodes begin: training seeds (below 1,000,000) that no rollouts use."""
-    return 10_000 * training_seed + 1_000
-
-
 class Learner:
     """SAC, its replay, and the play that fills it: all that training changes."""
 
@@ -167,7 +169,8 @@ class Learner:
         self.replay = Replay(config.replay_capacity, size, actions, self.device)
         self.imagination: Imagination | None = None  # what it has dreamt is not kept when learning is interrupted
         if config.imagination.share:
-            self.imagination = Imagination(memory, config.observation, config.imagination, config.seed)
+            dreamer = deepcopy(memory).to(self.device) if memory else None
+            self.imagination = Imagination(dreamer, config.observation, config.imagination, config.seed)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         self.env_steps = 0
         self.episodes = 0
@@ -178,6 +181,9 @@ class Learner:
 
     def batches(self, start: int) -> Iterator[TransitionBatch]:
         """Plays one step in all environments, yields ``updates`` batches, and so on."""
+        if self.imagination is None:  # whose dreams are not kept
+            for _ in range(-start % self.config.updates):  # what was due when learning was interrupted
+                yield self._batch()
         policy = _Explorer(self)
         running = np.zeros(self.env.num_envs)
         seeds = count(first_seed(self.config.seed) + self.episodes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from agents.evaluation import spread
 from worldvae.checkpoint import read_json, write_atomically
-from worldvae.fit import read_log
+from worldvae.fit import Metrics, read_log
 
 # (who, return, env steps or '', source): CarRacing-v0 is an older version of the same task.
 PUBLISHED = {
@@ -50,7 +50,7 @@ def write_report(run: Path) -> str:
     sections = [
         ("Scores", _table(("who", "return", "env steps", "source"), score_rows(evaluation, random))),
         ("Cost", _table(("", "env steps", "wall seconds"), _cost_rows(evaluation))),
-        ("Learning", _image(_curves(run, evaluation, random), "png") + "<p>Returns while exploring (mean of 30).</p>"),
+        *([("Learning", _learning(run, evaluation, random))] if explored(run / "agent") else []),
         ("Film", _film(run / "pictures" / "film.webm", "real | reconstruction")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
@@ -93,15 +93,20 @@ def _spread(evaluation: dict[str, Any]) -> str:
     return f"{spread(evaluation['mean'], evaluation['sd'])} [{low:.0f}, {high:.0f}]"
 
 
-def _curves(run: Path, evaluation: dict[str, Any], random: dict[str, Any]) -> bytes:
-    """``draw_learning`` of one run, the random policy beside it, as PNG."""
+def explored(agent: Path) -> list[Metrics]:
+    """The log's entries that tell of play in the environment; none of who has learned in dreams alone."""
+    return [entry for entry in read_log(agent / "metrics.jsonl") if "return" in entry and entry["env_steps"]]
+
+
+def _learning(run: Path, evaluation: dict[str, Any], random: dict[str, Any]) -> str:
+    """``draw_learning`` of one run, the random policy beside it."""
     figure = _figure()
     left, right = figure.subplots(1, 2, sharey=True)
     draw_learning(left, right, {run / "agent": evaluation})
     for axes in (left, right):
         axes.axhline(random["mean"], color="grey", linestyle=(0, (1, 8)), label="random policy")
     right.legend(loc="best", fontsize="small")
-    return _png(figure)
+    return _image(_png(figure), "png") + "<p>Returns while exploring (mean of 30).</p>"
 
 
 def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, Any]]) -> None:
@@ -112,7 +117,7 @@ def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, A
         agents: their folders, and their evaluations.
     """
     for folder, told in agents.items():
-        log = [entry for entry in read_log(folder / "metrics.jsonl") if "return" in entry]
+        log = explored(folder)
         collected, spent = told["env_steps"]["collect"], told["wall_seconds"]
         before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
         label, returns = f"training seed {told['train_seed']}, while exploring", [entry["return"] for entry in log]
@@ -159,7 +164,8 @@ def _png(figure: Any) -> bytes:
 
 def _cost_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:
     steps, wall = evaluation["env_steps"], evaluation["wall_seconds"]
-    rows = [(name, f"{steps.get(name, 0):,}", f"{wall.get(name, 0):.0f}") for name in ("collect", "train", "evaluate")]
+    stages = ("collect", "train", "select", "evaluate")
+    rows = [(name, f"{steps.get(name, 0):,}", f"{wall[name]:.0f}" if name in wall else "") for name in stages]
     rows[-1] = ("evaluate", f"({sum(evaluation['lengths']):,})", rows[-1][2])
     total = f"{wall['collect'] + wall['train']:.0f}"
     return [

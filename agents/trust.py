@@ -298,10 +298,11 @@ def verdicts(told: dict[str, float]) -> list[Verdict]:
 
 def as_json(told: Gap) -> dict[str, Any]:
     """All of it as JSON values; null where there is no number."""
-    curve = {k: np.asarray(v).tolist() for k, v in asdict(told.ends).items()} if told.ends else None
+    ends = told.ends and asdict(told.ends)
+    curve = ends and {k: v.tolist() if isinstance(v, np.ndarray) else finite(v) for k, v in ends.items()}
     return {
         "forecasts": {name: asdict(scores) for name, scores in told.forecasts.items()},
-        "decoded_psnr": told.decoded,
+        "decoded_psnr": {name: {k: finite(db) for k, db in by_step.items()} for name, by_step in told.decoded.items()},
         "reward_optimism": finite(told.reward),
         "ends": curve,
         "mortality": {age: finite(value) for age, value in told.mortality.items()},
@@ -316,7 +317,7 @@ def exploitation(log: Sequence[dict[str, float]]) -> str:
         return "exploitation: too few selections in reality to tell"
     peak, last = max(selected, key=lambda entry: entry["selected"]), selected[-1]
     before, after = (entry.get("return", entry.get("mean", math.nan)) for entry in (peak, last))
-    if after > before and last["selected"] < 0.8 * peak["selected"]:
+    if after > before and last["selected"] < peak["selected"] - 0.2 * abs(peak["selected"]):
         return (
             f"EXPLOITED: since step {peak['step']:.0f} the dream's return rose from {before:.0f} to {after:.0f} while "
             f"the real one fell from {peak['selected']:.0f} to {last['selected']:.0f}; what was best in reality is kept"

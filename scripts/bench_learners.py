@@ -23,8 +23,8 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from agents.agent import Agent, AgentSpec, PixelAgent
-from agents.evaluation import SELECTION_SEEDS, evaluate
-from agents.learning import Learner, LearningConfig, first_seed
+from agents.evaluation import SELECTION_SEEDS, evaluate, first_seed
+from agents.learning import Learner, LearningConfig
 from agents.observations import LatentStack, action_size, from_vector, observation_size
 from scripts import cli
 from scripts.run_folder import RunFolder

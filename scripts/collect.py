@@ -89,6 +89,7 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         )
         listed = range(config.first_seed, config.first_seed + config.episodes)
         missing = sorted(set(listed) - store.seeds)
+        _check_players(store, listed, config.policy)
         begin, steps_before = time.monotonic(), store.env_steps
         episodes = store.append_all(record(env, policy, config.frame, missing, config.policy))
         for _ in tqdm(episodes, desc="collect", total=len(missing), unit="episode", dynamic_ncols=True):
@@ -97,6 +98,16 @@ def collect(run: RunFolder, config: CollectConfig) -> RolloutStore:
         print(summary(store, positions(store, listed)))
         print(f"{(store.env_steps - steps_before) / seconds:.0f} env steps/s")
         return store
+
+
+def _check_players(store: RolloutStore, listed: range, policy: str) -> None:
+    """Raises ValueError where episodes of the listed seeds were played by another policy."""
+    others = {store.header(i)["policy"] for i in positions(store, listed)} - {policy}
+    if others:
+        raise ValueError(
+            f"{store.path} has episodes of seeds {listed[0]}..{listed[-1]} by policy {', '.join(sorted(others))}: "
+            "choose another --first-seed"
+        )
 
 
 def positions(store: RolloutStore, seeds: range) -> list[int]:
@@ -141,7 +152,13 @@ def _policy(config: CollectConfig, space: Any, num_envs: int) -> BehaviourPolicy
         raise ValueError(
             f"the agent in {source.path} sees {vae.config.frame}, not the frames to collect, {config.frame}"
         )
-    return PixelAgent(Agent.load(learned), vae, num_envs)
+    agent = Agent.load(learned)
+    if agent.spec.action_repeat != config.action_repeat:
+        raise ValueError(
+            f"the agent in {source.path} decides every {agent.spec.action_repeat} env steps: collect with "
+            f"--action-repeat {agent.spec.action_repeat}, not {config.action_repeat}"
+        )
+    return PixelAgent(agent, vae, num_envs)
 
 
 def main(run: cli.Run, config: cli.Flat[CollectConfig] = CollectConfig()) -> None:

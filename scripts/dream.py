@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -106,27 +107,28 @@ def window(env: DreamVectorEnv, seed: int, fps: float) -> None:
     screen, clock, height = pygame.display.set_mode((640, 640)), pygame.time.Clock(), 640
     arrows = (pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN)
 
+    closed = False
+
     def player() -> np.ndarray | None:
+        nonlocal closed
         clock.tick(fps)
-        if any(event.type == pygame.QUIT for event in pygame.event.get()):
+        closed = any(event.type == pygame.QUIT for event in pygame.event.get())
+        if closed:
             return None
         keys = pygame.key.get_pressed()
         return steered(env.single_action_space, *(bool(keys[arrow]) for arrow in arrows))
 
-    open_ = True
-    while open_:
-        open_ = False
+    while not closed:
         for frame in dreamt(env, player, seed):
             surface = pygame.surfarray.make_surface(frame.swapaxes(0, 1))
             screen.blit(pygame.transform.scale(surface, (height, height)), (0, 0))
             pygame.display.flip()
-            open_ = not pygame.event.peek(pygame.QUIT)
         seed += 1
     pygame.quit()
 
 
 def has_display() -> bool:
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or os.name == "nt"
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")) or sys.platform in ("win32", "darwin")
 
 
 def main(

@@ -162,7 +162,7 @@ def main(
         held: random play of both, too, once for each of these numbers: the steps for which each action is held.
         temperatures: of the dreams that they play; verdicts are on the one nearest to 1.
         episodes: of each in each dream, and in reality.
-        most_steps: of a dream.
+        most_steps: env steps of a dream.
         workers: environments stepped in parallel processes.
     """
     folder = RunFolder(run)
@@ -170,11 +170,15 @@ def main(
     told, (model, starts) = measured(folder, store, vae), dreaming(folder, store, vae, 0, 0)
 
     seeds = range(SEEDS, SEEDS + episodes)
+    repeat = store.manifest["action_repeat"]
+    worth = 1 if model.reward else repeat  # a dream without rewards pays 1 a step, as many env steps as an action lasts
+
+    dreams_of = {t: DreamConfig(t, max(1, most_steps // repeat)) for t in temperatures}
 
     def play(player: Player) -> Played:
         dreams = {
-            t: dream_returns(player.asleep, model, starts, store.action_space, DreamConfig(t, most_steps), episodes)
-            for t in temperatures
+            t: worth * dream_returns(player.asleep, model, starts, store.action_space, config, episodes)
+            for t, config in dreams_of.items()
         }
         return Played(player.name, dreams, awake(store, player.awake, seeds, workers, "reality"))
 

@@ -10,7 +10,7 @@ import torch
 from agents.actor_critic import ActorCriticConfig, learn_in_dream
 from agents.agent import Agent, AgentSpec, PixelAgent
 from agents.dream import DreamConfig
-from agents.evaluation import SELECTION_SEEDS
+from agents.evaluation import first_selection_seed
 from agents.observations import Z_ALONE
 from scripts import cli
 from scripts.dreaming import awake, dreaming
@@ -66,7 +66,7 @@ def learn(run: RunFolder, config: DreamAgentConfig) -> Agent:
     torch.manual_seed(seed)
 
     def select(agent: Agent, asked: int) -> tuple[float, int]:
-        first = SELECTION_SEEDS + 10_000 * seed + asked * config.select_episodes
+        first = first_selection_seed(seed) + asked * config.select_episodes
         seeds = range(first, first + config.select_episodes)
         scores = awake(store, lambda env: PixelAgent(agent, vae, env.num_envs), seeds, config.workers, "selection")
         return scores.mean, sum(scores.lengths)

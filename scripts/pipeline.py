@@ -13,6 +13,7 @@ from typing import Any, Literal
 from agents.actor_critic import ActorCriticConfig
 from agents.dream import DreamConfig
 from agents.dynamics import DynamicsConfig
+from agents.evaluation import checked
 from agents.learning import LearningConfig
 from agents.observations import Z_ALONE
 from agents.report import write_report
@@ -196,8 +197,7 @@ def with_seed(config: PipelineConfig, seed: int) -> PipelineConfig:
 
     Raises ValueError where its episodes would leave the training seeds (below 1,000,000).
     """
-    if not 0 <= seed < 90:
-        raise ValueError(f"training seeds are 0..89 (from 1,000,000 on episodes are for judging), got {seed}")
+    checked(seed)
 
     def seeded(play: CollectConfig) -> CollectConfig:
         return replace(play, first_seed=10_000 * seed + play.first_seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.agent import Agent
-from agents.learning import LearningConfig, first_seed, train_agent
+from agents.evaluation import first_seed
+from agents.learning import LearningConfig, train_agent
 from scripts import cli
 from scripts.run_folder import RunFolder
 from scripts.train_dynamics import Memory, memory_of
@@ -25,7 +26,7 @@ class AgentConfig:
         backend: auto takes EnvPool where it is installed and has images of the id, else processes.
         num_envs: environments stepped together.
         patience: an episode is cut, as by a time limit, after so many env steps without a positive
-            reward (training only); None leaves episodes whole.
+            reward (training only); by default none is.
         from_rollouts: the replay starts with the encoded rollouts.
         memory: whose h the agent sees beside z: nobody's, an untrained world model's, or RUN/dynamics'.
         learning: how the agent plays and learns.
@@ -34,7 +35,7 @@ class AgentConfig:
     env: str | None = None
     backend: Backend = "auto"
     num_envs: int = 16
-    patience: int | None = 120
+    patience: int | None = None
     from_rollouts: bool = True
     memory: Memory = "none"
     learning: LearningConfig = field(default_factory=LearningConfig)

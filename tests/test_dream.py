@@ -137,7 +137,7 @@ def test_starts_are_real_codes_with_what_the_model_remembers_of_those_before(mod
     assert not first.state[0].any()
     assert len(real_starts(model, played, context=5, most=3)) == 3
     later = real_starts(model, played, context=5)
-    assert len(later) == (9 - 4) + 0 + (last - 4)
+    assert len(later) == (9 - 5) + 0 + (last - 5)  # none at the frame after the end
     rows = (later.z[:, None] - played.codes.mean).abs().amax(-1).argmin(1)
     for at, h in zip(rows.tolist(), later.state[0], strict=True):
         expected, _ = model.remember(played.codes.mean[None, at - 5 : at], played.actions[None, at - 5 : at])
