@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from agents.evaluation import spread
 from worldvae.checkpoint import read_json, write_atomically
 from worldvae.fit import Metrics, read_log
+from worldvae.pictures import figure, png
 
 # (who, return, env steps or '', source): CarRacing-v0 is an older version of the same task.
 PUBLISHED = {
@@ -100,13 +100,13 @@ def explored(agent: Path) -> list[Metrics]:
 
 def _learning(run: Path, evaluation: dict[str, Any], random: dict[str, Any]) -> str:
     """``draw_learning`` of one run, the random policy beside it."""
-    figure = _figure()
-    left, right = figure.subplots(1, 2, sharey=True)
+    page = figure(11, 4)
+    left, right = page.subplots(1, 2, sharey=True)
     draw_learning(left, right, {run / "agent": evaluation})
     for axes in (left, right):
         axes.axhline(random["mean"], color="grey", linestyle=(0, (1, 8)), label="random policy")
     right.legend(loc="best", fontsize="small")
-    return _image(_png(figure), "png") + "<p>Returns while exploring (mean of 30).</p>"
+    return _image(png(page), "png") + "<p>Returns while exploring (mean of 30).</p>"
 
 
 def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, Any]]) -> None:
@@ -137,29 +137,15 @@ def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, A
 
 def _latent_bars(statistics: dict[str, list[float]]) -> bytes:
     """Each latent's KL, and the mean and spread of its posterior means, largest KL first, as PNG."""
-    figure = _figure()
-    left, right = figure.subplots(1, 2)
+    page = figure(11, 4)
+    left, right = page.subplots(1, 2)
     order = sorted(range(len(statistics["kl"])), key=lambda j: -statistics["kl"][j])
     kl, mean, sd = ([statistics[name][j] for j in order] for name in ("kl", "mean", "sd"))
     left.bar(range(len(order)), kl)
     left.set(xlabel="latent, by KL", ylabel="KL to the prior, nats per frame")
     right.errorbar(range(len(order)), mean, sd, fmt="o", capsize=2)
     right.set(xlabel="latent, by KL", ylabel="posterior means: mean ± sd over frames")
-    return _png(figure)
-
-
-def _figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the report needs matplotlib: pip install 'worldvae[report]'") from error
-    return Figure(figsize=(10, 3.6), layout="constrained")
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return buffer.getvalue()
+    return png(page)
 
 
 def _cost_rows(evaluation: dict[str, Any]) -> list[tuple[str, ...]]:

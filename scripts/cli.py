@@ -12,12 +12,15 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import gymnasium
 import torch
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.evaluation import commit, machine
 
+MISTAKES = (ValueError, RuntimeError, OSError, LookupError, ImportError, ArithmeticError)
+"""Of the user's or the machine's, told in a sentence."""
 Config = TypeVar("Config")
 Flat = Annotated[Config, tyro.conf.arg(name="")]
 """A dataclass whose fields are flags of their own."""
@@ -83,7 +86,7 @@ def run(main: Callable[..., Any]) -> None:
     except KeyboardInterrupt:
         _only_leave()
         sys.exit(130)
-    except (ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError) as error:
+    except (*MISTAKES, gymnasium.error.Error) as error:
         if os.environ.get("WORLDVAE_DEBUG"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -156,12 +156,10 @@ def _mean(values: list[float | None]) -> float | str:
 
 
 def rollouts_of(out: Path, given: Path | None) -> Path:
-    """The rollouts to compare on; recorded first where none are given and none are there."""
-    folder = RunFolder(out)
-    if given is None and not (folder.rollouts / "rollouts.json").exists():
-        folder.path.mkdir(parents=True, exist_ok=True)
-        collect(folder, replace(DRIVING, episodes=220))
-    return given or folder.rollouts
+    """The rollouts to compare on; where none are given, what is missing of them is recorded first."""
+    if given is not None:
+        return given
+    return collect(RunFolder(out), replace(DRIVING, episodes=220)).path
 
 
 def main(

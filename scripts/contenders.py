@@ -27,12 +27,10 @@ class Contender:
     Attributes:
         train: (frames, steps, seed) -> a codec.
         noisy: its codes are Gaussians with a likelihood; an autoencoder's are points.
-        encodes: its encoder was part of it; a GAN's is fitted afterwards, so as to judge its decoder.
     """
 
     train: Callable[[FrameSet, int, int], FrameVAE]
     noisy: bool = True
-    encodes: bool = True
 
 
 def by_objective(objective: ObjectiveConfig, frames: FrameSet, steps: int, seed: int) -> FrameVAE:
@@ -64,7 +62,7 @@ CONTENDERS: dict[str, Contender] = {
     "vae": Contender(partial(by_objective, CALIBRATED)),
     "beta_vae": Contender(partial(by_objective, replace(CALIBRATED, beta=4.0))),
     "beta_tcvae": Contender(partial(by_objective, replace(CALIBRATED, total_correlation=6.0))),
-    "gan": Contender(gan, encodes=False),
+    "gan": Contender(gan),
     "vae_gan": Contender(fine_tuned),
 }
 

@@ -132,9 +132,9 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     record = {**as_json(told, given), "rate_distortion": curve, "codec": vae.sha256, **cli.provenance()}
     write_record(folder / "diagnosis.json", record)
-    write_atomically(folder / "diagnosis.png", page(vae, seen, told, given, masks, curve))
     print(show(told))
     print("\n".join(f"\n{v.name.upper()}: {v.says}.\n  {v.remedy}." for v in given) or f"\n{HEALTHY}")
+    write_atomically(folder / "diagnosis.png", page(vae, seen, told, given, masks, curve))
     print(f"\n{folder / 'diagnosis.json'}\n{folder / 'diagnosis.png'}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from worldvae.clips import Clips
 from worldvae.diagnose import HEALTHY, Diagnosis, Verdict, moving_objects
 from worldvae.frames import Frames
-from worldvae.pictures import error_maps, grid, labelled, marked
+from worldvae.pictures import error_maps, figure, grid, labelled, marked, png
 from worldvae.vae import FrameVAE
 
 COLUMNS = 12
@@ -33,17 +32,13 @@ def page(
 
     Raises ImportError without matplotlib.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("diagnosis.png needs matplotlib: pip install 'worldvae[report]'") from error
     image = frames_and_samples(vae, clips, masks)
     lines = [f"{v.name}: {v.says}. {v.remedy}." for v in verdicts] or [HEALTHY]
     text = "\n".join(textwrap.fill(line, 150, subsequent_indent="    ") for line in lines)
     tall = 12 * len(image) / image.shape[1]
-    figure: Any = Figure(figsize=(12, 3.2 + 0.17 * text.count("\n") + tall), layout="constrained")
-    figure.suptitle(text, x=0.01, ha="left", fontsize=9)
-    above, below = figure.subfigures(2, 1, height_ratios=(3, tall))
+    drawn = figure(12, 3.2 + 0.17 * text.count("\n") + tall)
+    drawn.suptitle(text, x=0.01, ha="left", fontsize=9)
+    above, below = drawn.subfigures(2, 1, height_ratios=(3, tall))
     left, middle, *right = above.subplots(1, 3 if curve else 2)
     _bars(left, middle, diagnosis)
     for axes in right:
@@ -51,9 +46,7 @@ def page(
     pictures = below.subplots()
     pictures.imshow(image)
     pictures.axis("off")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    return buffer.getvalue()
+    return png(drawn)
 
 
 def frames_and_samples(vae: FrameVAE, clips: Clips, masks: NDArray[np.bool_] | None) -> Frames:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from worldvae.checkpoint import read_json, write_atomically, write_record
 from worldvae.diagnose import finite
 from worldvae.fit import read_log
 from worldvae.latents import LatentStore
+from worldvae.pictures import figure, png
 from worldvae.policies import UniformPolicy
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.vae import FrameVAE
@@ -92,12 +92,8 @@ def measured(run: RunFolder, store: RolloutStore, vae: FrameVAE) -> Gap:
 
 def page(told: Gap) -> bytes:
     """Open-loop error and PSNR by steps ahead, and the reliability curve of ends, as PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("the picture needs matplotlib: pip install 'worldvae[report]'") from error
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    codes, frames, ends = figure.subplots(1, 3)
+    drawn = figure(12, 3.6)
+    codes, frames, ends = drawn.subplots(1, 3)
     for name, scores in told.forecasts.items():
         codes.plot(list(scores.open_loop), list(scores.open_loop.values()), marker="o", label=name)
     for name, by_step in told.decoded.items():
@@ -111,9 +107,7 @@ def page(told: Gap) -> bytes:
     for axes in (codes, frames, ends):
         axes.grid(alpha=0.3)
         axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=100)
-    return buffer.getvalue()
+    return png(drawn)
 
 
 def show(told: Gap, known: dict[str, float]) -> str:

@@ -7,28 +7,38 @@ posterior mean; a detector fitted on real frames of the training episodes counts
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from scripts import cli
 from scripts.object_sources import SOURCES, collect
-from worldvae.checkpoint import read_json, write_json, write_record
+from worldvae.checkpoint import CheckpointError, read_json, write_json, write_record
 from worldvae.frames import Frames
 from worldvae.measures.images import psnr, squared_error
 from worldvae.measures.objects import Detector, Points, fit_detector, score, survival
-from worldvae.objective import CALIBRATED, MOVING, PUBLISHED
+from worldvae.objective import CALIBRATED, MOVING, PUBLISHED, ObjectiveConfig
 from worldvae.pictures import grid, save_png
 from worldvae.rollouts import RolloutStore, split_episodes
 from worldvae.training import VAETrainingConfig, train_vae
 from worldvae.vae import FrameVAE
 
+Env = Literal["pong", "breakout", "takecover", "dots"]
+Objective = Literal[
+    "published",
+    "calibrated",
+    "calibrated, moving pixels",
+    "calibrated, worst pixels",
+    "calibrated, off background",
+    "logistic",
+]
 COLUMNS = 10
 RATE = 2e-3
 """Two thirds of the usual one: over so many steps frames come out a little better (benchmarks/LOG.md)."""
-OBJECTIVES = {
+OBJECTIVES: dict[Objective, ObjectiveConfig] = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,
     "calibrated, moving pixels": MOVING,
@@ -60,8 +70,13 @@ def judged(vae: FrameVAE, detector: Detector, frames: Frames, objects: list[Poin
     }
 
 
-def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConfig, out: Path) -> list[dict[str, Any]]:
-    """All objectives on one source and seed; what ``out`` has already is not done again."""
+def measure(
+    name: Env, seed: int, objectives: Sequence[Objective], config: VAETrainingConfig, out: Path
+) -> list[dict[str, Any]]:
+    """All objectives on one source and seed; what ``out`` has already is not done again.
+
+    Raises CheckpointError where that is of other latents or steps.
+    """
     folder = out / f"{name}-{seed}"
     source = SOURCES[name]
     store, objects = collect(source, folder / "rollouts", seed)
@@ -86,12 +101,23 @@ def measure(name: str, seed: int, objectives: list[str], config: VAETrainingConf
                 "detector": own,
             }  # fmt: skip
             write_json(file, row)
-        results.append(read_json(file))
+        results.append(_of(config, file))
         print(json.dumps({k: results[-1][k] for k in ("objective", "recall", "precision", "psnr", "kl_nats")}))
     return results
 
 
-def picture(name: str, seed: int, objectives: list[str], config: VAETrainingConfig, out: Path) -> Frames:
+def _of(config: VAETrainingConfig, file: Path) -> dict[str, Any]:
+    row = read_json(file)
+    steps = max(1, round(config.passes * row["frames"] / config.batch_size))
+    if (row["z"], row["steps"]) != (config.latent_size, steps):
+        raise CheckpointError(
+            f"{file} is of {row['z']} latents and {row['steps']} steps, not {config.latent_size} and {steps}: choose "
+            "another --out"
+        )
+    return row
+
+
+def picture(name: Env, seed: int, objectives: Sequence[Objective], config: VAETrainingConfig, out: Path) -> Frames:
     """Held-out frames with objects, above what each objective's codec makes of them."""
     folder = out / f"{name}-{seed}"
     frames, objects = held_out_scene(*collect(SOURCES[name], folder / "rollouts", seed), config)["held_out"]
@@ -103,8 +129,8 @@ def picture(name: str, seed: int, objectives: list[str], config: VAETrainingConf
 
 def main(
     out: Path = Path("runs/objects"),
-    envs: tuple[str, ...] = ("pong", "takecover"),
-    objectives: tuple[str, ...] = ("published", "calibrated, moving pixels"),
+    envs: tuple[Env, ...] = ("pong", "takecover"),
+    objectives: tuple[Objective, ...] = ("published", "calibrated, moving pixels"),
     seeds: tuple[int, ...] = (0, 1, 2),
     passes: float | None = None,
     latent_size: int = 64,
@@ -114,8 +140,6 @@ def main(
 
     Args:
         out: rollouts, codecs and results so far; goes on from there.
-        envs: pong, breakout, takecover, dots.
-        objectives: by name.
         seeds: of episodes, codecs and detectors.
         passes: of training, the same for all objectives; by default each source's own.
         latent_size: Z.
@@ -123,12 +147,12 @@ def main(
     """
     config = VAETrainingConfig(latent_size=latent_size, colour_jitter=0.0, held_out=0.2, learning_rate=RATE)
     configs = {env: replace(config, passes=passes or SOURCES[env].passes) for env in envs}
-    rows = [row for env in envs for seed in seeds for row in measure(env, seed, list(objectives), configs[env], out)]
+    rows = [row for env in envs for seed in seeds for row in measure(env, seed, objectives, configs[env], out)]
     names = ("env", "seed", "objective", "recall", "precision", "position_error", "psnr", "kl_nats")
     print(cli.table([names, *(tuple(row[name] for name in names) for row in rows)]))
     if json_file is not None:
         write_record(json_file, {"runs": rows, **cli.provenance()})
-        pages = [picture(env, seeds[0], list(objectives), replace(config, seed=seeds[0]), out) for env in envs]
+        pages = [picture(env, seeds[0], objectives, replace(config, seed=seeds[0]), out) for env in envs]
         save_png(json_file.with_suffix(".png"), np.concatenate(pages))
 
 

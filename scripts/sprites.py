@@ -38,11 +38,6 @@ def factors_of(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack(np.unravel_index(indices, SIZES), axis=-1)
 
 
-def index_of(factors: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices int64 [B] of factors [B, 5]."""
-    return np.ravel_multi_index(tuple(factors.T), SIZES)
-
-
 def render(factors: NDArray[np.int64]) -> Frames:
     """Frames uint8 [B, 64, 64, 1] of factors int64 [B, 5]; edges are smooth over one pixel.
 

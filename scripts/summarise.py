@@ -11,22 +11,21 @@ import numpy as np
 from agents.report import draw_learning
 from scripts import cli
 from scripts.run_folder import RunFolder
-from worldvae.checkpoint import read_json, write_record
+from worldvae.checkpoint import read_json, write_atomically, write_record
 from worldvae.frames import Frames
+from worldvae.pictures import figure, png
 
 
 def picture(runs: list[RunFolder], evaluations: list[dict[str, Any]], path: Path, moments: tuple[int, ...]) -> None:
     """real | reconstruction at some moments of the first run's film, and all learning curves against env steps and
     minutes, beside what is published."""
-    from matplotlib.figure import Figure
-
     stills = np.concatenate(film_stills(runs[0].pictures / "film.webm", moments))
-    figure = Figure(figsize=(14, 4.4), layout="constrained")
-    left, by_steps, by_minutes = figure.subplots(1, 3, width_ratios=(stills.shape[1] / stills.shape[0], 1.4, 1.4))
+    drawn = figure(14, 4.4)
+    left, by_steps, by_minutes = drawn.subplots(1, 3, width_ratios=(stills.shape[1] / stills.shape[0], 1.4, 1.4))
     _show(left, stills)
     draw_learning(by_steps, by_minutes, {run.agent: told for run, told in zip(runs, evaluations, strict=True)})
     by_minutes.legend(loc="lower right", fontsize="small")
-    figure.savefig(path, dpi=100)
+    write_atomically(path, png(drawn))
 
 
 def film_stills(film: Path, moments: tuple[int, ...]) -> list[Frames]:

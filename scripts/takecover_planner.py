@@ -85,10 +85,10 @@ def hurt(fireballs: Tensor, x: float, t: int) -> Tensor:
 
 def lived(seed: int, skill: int, every: int, knows: Knows = "all") -> int:
     """Tics of one episode with a decision every so many."""
-    import vizdoom
+    planner, env, known = Planner(), TakeCover(skill=skill), set[int]()
+    import vizdoom  # without it TakeCover has said what to do
 
     place = [getattr(vizdoom.GameVariable, name) for name in ("POSITION_X", "POSITION_Y", "VELOCITY_Y")]
-    planner, env, known = Planner(), TakeCover(skill=skill), set[int]()
     env.game.close()
     env.game.set_objects_info_enabled(True)
     env.game.set_screen_resolution(vizdoom.ScreenResolution.RES_160X120)  # nobody looks

@@ -24,7 +24,8 @@ from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
 from scripts.train_dynamics import Memory
-from worldvae.checkpoint import read_json, write_record
+from worldvae.checkpoint import CheckpointError, read_json, write_record
+from worldvae.fit import settled
 
 LEARNERS: dict[str, tuple[ObservationConfig, Memory, float]] = {
     "z": (Z_ALONE, "none", 0.0),
@@ -47,19 +48,28 @@ def beside(run: RunFolder, name: str) -> RunFolder:
     return folder
 
 
-def entry(run: RunFolder, name: str, train: Callable[[RunFolder], Any], judge: EvaluateConfig) -> dict[str, Any]:
-    """Trains and judges one kind of controller; what was done before is not done again."""
+def entry(
+    run: RunFolder, name: str, settings: dict[str, Any], train: Callable[[RunFolder], Any], judge: EvaluateConfig
+) -> dict[str, Any]:
+    """Trains and judges one kind of controller; what was done before is not done again.
+
+    Raises CheckpointError where that was done under other settings.
+    """
     folder = beside(run, name)
     stage, file = ("evolve", "evolved") if judge.policy == "evolved" else ("train_agent", "evaluation")
     if not folder.is_done(stage):
         folder.path.mkdir(parents=True, exist_ok=True)
         with folder.stage(stage):
             train(folder)
-    if not (folder.path / f"{file}.json").exists():
+    record = folder.path / f"{file}.json"
+    if not record.exists() or len(read_json(record)["returns"]) != judge.episodes:
         score(folder, judge)
-    told = read_json(folder.path / f"{file}.json")
-    kept = ("train_seed", "mean", "sd", "ci95", "returns", "env_steps", "env_steps_total", "wall_seconds")
-    return {"who": name, **{key: told[key] for key in kept}}
+    told = read_json(record)
+    changed = [key for key, value in settings.items() if told["config"]["agent"].get(key) != value]
+    if changed:
+        raise CheckpointError(f"{folder.path} was done under other settings ({', '.join(changed)}): delete it first")
+    kept = ("train_seed", "mean", "sd", "ci95", "returns", "env_steps", "env_steps_total")
+    return {"who": name, **{key: told[key] for key in kept}, "seconds": folder.seconds(stage)}
 
 
 def entries(run: RunFolder, learner: AgentConfig, evolution: EvolveConfig, episodes: int) -> list[dict[str, Any]]:
@@ -69,11 +79,13 @@ def entries(run: RunFolder, learner: AgentConfig, evolution: EvolveConfig, episo
     told = []
     for name, (sees, memory, share) in LEARNERS.items():
         learning = replace(learner.learning, observation=sees, imagination=ImaginationConfig(share), seed=seed)
-        config = replace(learner, memory=memory, learning=learning)
-        told.append(entry(run, name, partial(train_agent, config=config), judge))
+        config, settings = replace(learner, memory=memory, learning=learning), settled(learning, but=("env_steps",))
+        told.append(entry(run, name, settings, partial(train_agent, config=config), judge))
     for name, memory in EVOLVED.items():
-        evolve = replace(evolution, memory=memory, evolution=replace(evolution.evolution, seed=seed))
-        told.append(entry(run, name, partial(run_evolution, config=evolve), replace(judge, policy="evolved")))
+        evolving = replace(evolution.evolution, seed=seed)
+        settings = settled(evolving, but=("workers", "timeout"))
+        evolve = partial(run_evolution, config=replace(evolution, memory=memory, evolution=evolving))
+        told.append(entry(run, name, settings, evolve, replace(judge, policy="evolved")))
     return told
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scripts import sprites
-from scripts.sprites import COUNT, FACTORS, LARGEST, SIDE, SIZES, STRANGER, factors_of, index_of, render
+from scripts.sprites import COUNT, FACTORS, LARGEST, SIDE, SIZES, STRANGER, factors_of, render
 
 AREAS = (2.0, math.pi / 2, 0.9**2 + math.pi * 0.45**2)
 """Of square, ellipse and heart (a square and two half discs), in units of their size squared."""
@@ -26,7 +26,7 @@ def test_every_index_is_one_combination_of_factors():
     indices = np.array([0, 1, 31, 32, 40 * 1024, 6 * 40 * 1024, COUNT - 1])
     factors = factors_of(indices)
     assert factors[-1].tolist() == [size - 1 for size in SIZES]
-    assert np.array_equal(index_of(factors), indices)
+    assert np.array_equal(np.ravel_multi_index(tuple(factors.T), SIZES), indices)
     assert factors.shape[1] == len(FACTORS)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +40,22 @@ def save_png(path: Path, image: Frames) -> None:
     """Writes an RGB image uint8 [h, w, 3]."""
     _, data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     write_atomically(path, data.tobytes())
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty page of matplotlib's, in inches. Raises ImportError, in a sentence, where that is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("curves need matplotlib: pip install 'worldvae[report]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(page: Any) -> bytes:
+    """What was drawn on a ``figure``, at 100 dots an inch."""
+    buffer = io.BytesIO()
+    page.savefig(buffer, dpi=100)
+    return buffer.getvalue()
 
 
 def reconstructions(vae: FrameVAE, frames: Frames) -> Frames:
