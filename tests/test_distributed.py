@@ -14,6 +14,7 @@ import torch
 
 from tests.dots import record_dots
 from worldvae import FrameVAE
+from worldvae.checkpoint import load_tree
 from worldvae.distributed import World
 from worldvae.fit import read_log
 
@@ -81,8 +82,11 @@ def test_when_a_process_is_killed_the_others_say_so_end_and_the_training_goes_on
         process.kill()
     assert process.returncode != 0
     assert "another process of this training died or was stopped" in said
+    saved = load_tree(run / "vae" / "training.safetensors")["step"]
+    before = [entry for entry in read_log(run / "vae" / "metrics.jsonl") if entry["step"] <= saved]
     train(2, run, *long)
-    FrameVAE.load(run / "vae")
+    assert before
+    assert read_log(run / "vae" / "metrics.jsonl")[: len(before)] == before
 
 
 def _second_rank(launcher: int, checkpoint: Path) -> int:

@@ -25,7 +25,7 @@ from agents.dynamics import (
     train_dynamics,
 )
 from agents.forecasts import CONTEXT, Learned, compare, nll_per_step
-from agents.sequences import Sequences, Trajectories, draw
+from agents.sequences import Sequences, Trajectories
 from agents.world_model import WorldModel, WorldModelConfig
 from tests.dots import record_dots
 from worldvae import CheckpointError, ObjectiveConfig, VAETrainingConfig, encode, train_vae
@@ -311,18 +311,22 @@ def test_the_model_belongs_to_the_codec_that_made_the_codes(dots, trained):
         WorldModel.load(trained[1], "0" * 64)
 
 
-def test_codes_are_drawn_anew_in_every_step_and_h_is_hidden_only_while_training(dots):
+def still_learner(dots, **settings) -> DynamicsLearner:
+    """Whose weights stay as they are."""
     train, _ = load_trajectories(dots[1], SPACE, CONFIG)
     torch.manual_seed(0)
     model = WorldModel(WorldModelConfig(4, 1, 8, 2))
-    learner = DynamicsLearner(replace(CONFIG, dropout=0.5, learning_rate=0.0), model, train, steps=10)
-    rows = np.arange(21)[None]
-    losses = {learner.step((rows, np.ones((1, 20), bool)))["loss"].item() for _ in range(5)}
+    return DynamicsLearner(replace(CONFIG, learning_rate=0.0, **settings), model, train, steps=10)
+
+
+def test_codes_are_drawn_anew_in_every_step(dots):
+    learner = still_learner(dots, dropout=0.0)
+    losses = {learner.step((np.arange(21)[None], np.ones((1, 20), bool)))["loss"].item() for _ in range(5)}
     assert len(losses) == 5
-    codes = train.sequences(rows, np.ones((1, 20), bool)).codes
-    assert not torch.equal(*(draw(codes, learner.generator) for _ in range(2)))
-    h = torch.ones(1000, 100)
-    hidden = learner._dropout(h)
+
+
+def test_a_share_of_h_is_hidden_while_training(dots):
+    hidden = still_learner(dots, dropout=0.5)._dropout(torch.ones(1000, 100))
     assert set(hidden.unique().tolist()) == {0.0, 2.0}  # the mean stays
     assert hidden.mean().item() == pytest.approx(1, abs=0.02)
 

@@ -32,7 +32,7 @@ from worldvae import (
     make_vector_env,
     train_vae,
 )
-from worldvae.checkpoint import read_json
+from worldvae.checkpoint import load_tree, read_json
 from worldvae.fit import read_log
 
 MIDDLE = {"target": 12.0}
@@ -101,21 +101,29 @@ def test_an_interrupted_agent_goes_on_with_all_it_had_learned(pipeline, tmp_path
     env_id, _, vae, latents = pipeline
     from agents.sac import SAC
 
-    step, calls = SAC.step, count(1)
+    step, calls, config = SAC.step, count(1), replace(CONFIG, env_steps=1200)
+    stopped = 100 * CONFIG.updates + 1  # some of an environment step's updates are due then
 
     def interrupted(self, batch):
-        if next(calls) == 300:
+        if next(calls) == stopped:
             signal.raise_signal(signal.SIGINT)
         return step(self, batch)
 
     monkeypatch.setattr(SAC, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_agent(latent_env(env_id, vae), CONFIG, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
-    monkeypatch.undo()
+        train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
+    saved = load_tree(tmp_path / "training.safetensors")["state"]["sac"]["actor"]
     learned = []
-    monkeypatch.setattr(SAC, "step", lambda self, batch: learned.append(1) or step(self, batch))
-    train_agent(latent_env(env_id, vae), CONFIG, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
-    assert len(learned) == CONFIG.env_steps // 8 * CONFIG.updates - 300
+
+    def watched(self, batch):
+        learned.append({name: weight.clone() for name, weight in self.actor.state_dict().items()})
+        return step(self, batch)
+
+    monkeypatch.setattr(SAC, "step", watched)
+    train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256, rollouts=latents)
+    assert len(learned) == config.env_steps // 8 * config.updates - stopped
+    torch.testing.assert_close(learned[0], saved, rtol=0, atol=0)
+    assert read_log(tmp_path / "metrics.jsonl")[-1]["env_steps"] == config.env_steps
 
 
 def test_env_steps_are_counted_from_the_first_random_action_and_not_exceeded(pipeline, tmp_path):
