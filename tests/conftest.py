@@ -18,7 +18,10 @@ settings.load_profile("tests")
 # A shell's background jobs ignore Ctrl-C, and whatever they start does too; the tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONG = ("test_readme", "test_pipeline", "test_diagnose", "test_bench_gpu", "test_distributed", "test_compare")
+LONG = (
+    *("test_readme", "test_learning", "test_evolution", "test_pipeline", "test_diagnose", "test_bench_gpu"),
+    *("test_damage", "test_training", "test_distributed", "test_compare"),
+)
 """Files that take longest, longest first: begun last, one of them would keep one core busy and the other idle."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.dots import record_dots
+from tests.dots import SMALL, record_dots
 from worldvae import FrameVAE
 from worldvae.checkpoint import load_tree
 from worldvae.distributed import World
@@ -25,7 +25,7 @@ TRAINING = ["--passes", "2", "--latent-size", "4", "--objective.sigma", "optimal
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "rollouts"
-    record_dots(folder, episodes=16)
+    record_dots(folder, episodes=16, frame=SMALL)
     return folder
 
 
@@ -64,15 +64,8 @@ def test_two_processes_learn_what_one_learns(tmp_path, rollouts):
         torch.testing.assert_close(one, two, atol=2e-3, rtol=1e-2)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_words(tmp_path, rollouts):
-    run = run_in(tmp_path, rollouts)
-    done = subprocess.run(command(2, run, "--batch-size", "31"), cwd=ROOT, capture_output=True, text=True, timeout=200)
-    assert done.returncode != 0
-    assert "2 processes cannot share a batch of 31 equally" in done.stderr
-
-
 def test_when_a_process_is_killed_the_others_say_so_end_and_the_training_goes_on(tmp_path, rollouts):
-    run, long = run_in(tmp_path, rollouts), ("--passes", "20")
+    run, long = run_in(tmp_path, rollouts), ("--passes", "8")
     process = subprocess.Popen(command(2, run, *long), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         victim = _second_rank(process.pid, run / "vae" / "training.safetensors")

@@ -27,7 +27,7 @@ from agents.dynamics import (
 from agents.forecasts import CONTEXT, Learned, compare, nll_per_step
 from agents.sequences import Sequences, Trajectories
 from agents.world_model import WorldModel, WorldModelConfig
-from tests.dots import record_dots
+from tests.dots import SMALL, record_dots
 from worldvae import CheckpointError, ObjectiveConfig, VAETrainingConfig, encode, train_vae
 from worldvae.checkpoint import FORMAT_VERSION, read_json, write_json
 from worldvae.fit import read_log
@@ -235,7 +235,7 @@ def test_it_learns_what_rewards_and_ends_depend_on(jumping):
 def dots(tmp_path_factory) -> tuple[Path, LatentStore]:
     """A run's folder up to its latents."""
     run = tmp_path_factory.mktemp("run")
-    rollouts = record_dots(run / "rollouts", episodes=24, env_kwargs={"target": 12.0})
+    rollouts = record_dots(run / "rollouts", episodes=24, env_kwargs={"target": 12.0}, frame=SMALL)
     objective = ObjectiveConfig(sigma=0.1, free_bits=0.0)
     vae = train_vae(rollouts, VAETrainingConfig(4, objective=objective, passes=10, device="cpu"), run / "vae")
     return run, encode(rollouts, vae, run / "latents")

@@ -19,7 +19,7 @@ from agents.learning import LearningConfig, train_agent
 from agents.observations import ObservationConfig
 from agents.sac import SACConfig
 from scripts.evaluate import _random_policy
-from tests.dots import record_dots
+from tests.dots import SMALL, record_dots
 from worldvae import (
     CheckpointError,
     FrameVAE,
@@ -51,7 +51,7 @@ CONFIG = LearningConfig(
 @pytest.fixture(scope="module", params=["tests/Dot-v0", "tests/DiscreteDot-v0"])
 def pipeline(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    store = record_dots(folder / "rollouts", episodes=40, env_id=request.param, env_kwargs=MIDDLE)
+    store = record_dots(folder / "rollouts", episodes=40, env_id=request.param, env_kwargs=MIDDLE, frame=SMALL)
     objective = ObjectiveConfig(sigma=0.1, free_bits=0.0)
     vae = train_vae(store, VAETrainingConfig(8, objective=objective, passes=10, device="cpu"), folder / "vae")
     return request.param, folder, vae, encode(store, vae, folder / "latents")
@@ -78,6 +78,7 @@ def test_stable_baselines3_learns_on_the_latent_observations(pipeline):
     env_id, _, vae, _ = pipeline
     env = LatentObservation(gymnasium.make(env_id, **MIDDLE), vae)
     settings = {"gamma": 0.9, "learning_starts": 100, "batch_size": 128, "seed": 0, "device": "cpu"}
+    settings["policy_kwargs"] = {"net_arch": [64, 64]}
     if env_id == "tests/Dot-v0":
         model = sb3.SAC("MlpPolicy", env, learning_rate=1e-3, **settings)
         model.learn(1500)
@@ -149,7 +150,7 @@ def test_a_saved_agent_acts_the_same_and_other_files_are_refused(pipeline, tmp_p
     env_id, _, vae, _ = pipeline
     config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
     agent = train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256)
-    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     ours, theirs = (PixelAgent(a, vae, 3).act(frames) for a in (agent, Agent.load(tmp_path)))
     np.testing.assert_array_equal(ours, theirs)
     with pytest.raises(CheckpointError, match="not of kind frame-vae"):
@@ -170,7 +171,7 @@ def test_an_agent_with_an_action_scale_means_the_same_and_plays_weaker(pipeline,
         latent_env(env_id, vae), replace(config, action_scale=scale), tmp_path / "weaker", codec_sha256=vae.sha256
     )
     players = [PixelAgent(agent, vae, 3) for agent in (whole, Agent.load(tmp_path / "weaker"))]
-    for frames in np.random.default_rng(0).integers(0, 256, (5, 3, 64, 64, 3), dtype=np.uint8):
+    for frames in np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32, 3), dtype=np.uint8):
         strong, weak = (player.act(frames) for player in players)
         np.testing.assert_allclose(weak, strong * scale, rtol=1e-6)
         assert weak.dtype == strong.dtype
