@@ -13,7 +13,7 @@ import torch
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from agents.agent import Agent, PixelAgent
+from agents.agent import Agent, LatentAgent, PixelAgent
 from agents.evaluation import evaluate
 from agents.learning import LearningConfig, train_agent
 from agents.observations import ObservationConfig
@@ -184,6 +184,17 @@ def test_an_agent_with_an_action_scale_means_the_same_and_plays_weaker(pipeline,
         replace(whole.spec, action_scale=scale, action_space=Box(0, 9, (moves,), np.int64))
 
 
+def test_an_agent_of_samples_acts_on_draws_from_the_posterior(pipeline, tmp_path):
+    """As in the dream that it learned in."""
+    env_id, _, vae, _ = pipeline
+    config = LearningConfig(env_steps=8 * 30, warm_up=5, updates=1, device="cpu")
+    agent = train_agent(latent_env(env_id, vae), config, tmp_path, codec_sha256=vae.sha256)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    agent.spec = replace(agent.spec, sampled=True)
+    drawn = vae.encode(frames).sample(torch.Generator().manual_seed(0)).numpy()
+    np.testing.assert_array_equal(PixelAgent(agent, vae, 3).act(frames), LatentAgent(agent, 3).act(drawn))
+
+
 class Mortal(gymnasium.Env):
     """Rewards of 1 until an end that nothing foretells, in a fifth of the steps."""
 
@@ -191,10 +202,13 @@ class Mortal(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        return self.observation_space.sample(), {}
+        return self._anything(), {}
 
     def step(self, action):
-        return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+        return self._anything(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+    def _anything(self):
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
 
 
 @pytest.mark.parametrize(("endless", "value"), [(False, 1 / (1 - 0.5 * 0.8)), (True, 1 / (1 - 0.5))])

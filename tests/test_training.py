@@ -13,6 +13,7 @@ from tests.dots import record_dots
 from worldvae import FrameVAE, FrameVAEConfig, ObjectiveConfig, RolloutStore, VAETrainingConfig, train_vae
 from worldvae.checkpoint import read_json
 from worldvae.fit import read_log
+from worldvae.frames import to_unit
 from worldvae.measures.images import psnr
 from worldvae.measures.latents import active_units, statistics
 from worldvae.objective import PUBLISHED
@@ -149,6 +150,23 @@ def test_each_held_out_episode_is_looked_at_however_short_it_is(store, tmp_path,
     monkeypatch.setattr(HeldOut, "FRAMES", 1)  # a stride longer than any episode
     learner = VAELearner(CONFIG, FrameVAEConfig(latent_size=4), steps=1)
     assert len(HeldOut(learner, store, [3, 7], tmp_path, {}).frames) == 2
+
+
+def test_what_is_disturbed_is_seen_and_what_is_painted_is_judged_by_the_frames_as_they_are(store):
+    config = replace(CONFIG, colour_jitter=0.15, covers=0.5, learning_rate=0.0)
+    learner = VAELearner(config, FrameVAEConfig(latent_size=4), steps=10)
+    frames, told = torch.from_numpy(store.visible_frames(0)), []
+    learner.vae.register_forward_hook(lambda module, seen, made: told.append((seen[0], made[0])))
+    parts = learner.step(frames)
+    ((seen, made),) = told
+    assert ((seen - to_unit(frames)).abs().amax((1, 2, 3)) > 0.05).all()
+    assert parts["mse"].item() == pytest.approx((made - to_unit(frames)).square().mean().item(), rel=1e-5)
+
+
+def test_with_disturbed_frames_it_resumes_to_the_same_bytes(store, tmp_path, monkeypatch):
+    config = replace(CONFIG, colour_jitter=0.15, covers=0.5, passes=1)
+    codec = train_vae(store, config, tmp_path / "unbroken")
+    assert train_interrupted(store, config, tmp_path / "broken", 7, monkeypatch).sha256 == codec.sha256
 
 
 def test_another_seed_trains_another_codec(store, tmp_path):

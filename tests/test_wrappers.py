@@ -63,6 +63,18 @@ def test_samples_follow_the_seed_and_differ_from_the_mean(vae):
     assert not np.allclose(first, other)
 
 
+def test_a_vector_of_samples_follows_the_seed_and_a_masked_reset_leaves_the_others(vae):
+    env = LatentVectorObservation(vector_of_dots(AutoresetMode.DISABLED), vae, sample=True)
+    means, _ = LatentVectorObservation(vector_of_dots(AutoresetMode.DISABLED), vae).reset(seed=1)
+    first, _ = env.reset(seed=1)
+    again, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - means).max(1) > 0.01).all()
+    partly, _ = env.reset(options={"reset_mask": np.array([True, False, False])})
+    np.testing.assert_array_equal(partly[1:], first[1:])
+    assert not np.array_equal(partly[0], first[0])
+
+
 def test_dictionary_observations_are_read_by_the_codecs_key():
     codec = FrameVAE(FrameVAEConfig(FrameSpec(key="screen"), latent_size=8)).eval()
     z, _ = LatentObservation(DotEnv(dictionary=True), codec).reset(seed=0)
