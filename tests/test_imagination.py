@@ -71,7 +71,11 @@ def test_what_cannot_be_dreamt_is_refused(memory, observation, words):
         Imagination(memory, observation, ImaginationConfig(0.5))
 
 
-def test_a_share_of_each_batch_is_dreamt(model):
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_a_share_of_each_batch_is_dreamt(model, device):
     """Real rewards are 1; those that this M expects are all about 3."""
     model.reward_moments.copy_(torch.tensor([3.0, 1e-6]))
     env = SyncVectorEnv([Mortal] * 8, autoreset_mode=AutoresetMode.DISABLED)
@@ -83,9 +87,9 @@ def test_a_share_of_each_batch_is_dreamt(model):
         observation=ALONE,
         imagination=ImaginationConfig(0.25, dreams=16, steps=2),
         sac=SACConfig(hidden=8),
-        device="cpu",
+        device=device,
     )
     batch = next(iter(Learner(env, config, memory=model).batches(0)))
-    np.testing.assert_allclose(batch.rewards_tp1.numpy().round(3), [1.0] * 30 + [3.0] * 10)
+    np.testing.assert_allclose(batch.rewards_tp1.cpu().numpy().round(3), [1.0] * 30 + [3.0] * 10)
     alone = next(iter(Learner(env, replace(config, imagination=ImaginationConfig()), memory=model).batches(0)))
-    np.testing.assert_allclose(alone.rewards_tp1.numpy(), np.ones(40))
+    np.testing.assert_allclose(alone.rewards_tp1.cpu().numpy(), np.ones(40))
