@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.evaluation import spread
 from worldvae.checkpoint import read_json, write_atomically
-from worldvae.fit import Metrics, read_log
+from worldvae.fit import read_log
 from worldvae.pictures import figure, png
 
 # (who, return, env steps or '', source): CarRacing-v0 is an older version of the same task.
@@ -47,10 +47,12 @@ def write_report(run: Path) -> str:
     Raises CheckpointError where a stage's record is missing, ImportError without matplotlib.
     """
     evaluation, random = read_json(run / "evaluation.json"), read_json(run / "random.json")
+    played = evaluation["env_steps"]["train"] > 0  # else it has learned in dreams, whose returns are not reality's
+    learning = [("Learning", _learning(run, evaluation, random))] if played else []
     sections = [
         ("Scores", _table(("who", "return", "env steps", "source"), score_rows(evaluation, random))),
         ("Cost", _table(("", "env steps", "wall seconds"), _cost_rows(evaluation))),
-        *([("Learning", _learning(run, evaluation, random))] if explored(run / "agent") else []),
+        *learning,
         ("Film", _film(run / "pictures" / "film.webm", "real | reconstruction")),
         *((title, _picture(run / "pictures" / f"{name}.png")) for name, title in PICTURES.items()),
         ("The codec", _table(("", ""), _codec_rows(evaluation))),
@@ -93,11 +95,6 @@ def _spread(evaluation: dict[str, Any]) -> str:
     return f"{spread(evaluation['mean'], evaluation['sd'])} [{low:.0f}, {high:.0f}]"
 
 
-def explored(agent: Path) -> list[Metrics]:
-    """The log's entries that tell of play in the environment; none of who has learned in dreams alone."""
-    return [entry for entry in read_log(agent / "metrics.jsonl") if "return" in entry and entry["env_steps"]]
-
-
 def _learning(run: Path, evaluation: dict[str, Any], random: dict[str, Any]) -> str:
     """``draw_learning`` of one run, the random policy beside it."""
     page = figure(11, 4)
@@ -117,7 +114,7 @@ def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, A
         agents: their folders, and their evaluations.
     """
     for folder, told in agents.items():
-        log = explored(folder)
+        log = [entry for entry in read_log(folder / "metrics.jsonl") if "return" in entry]
         collected, spent = told["env_steps"]["collect"], told["wall_seconds"]
         before = spent["collect"] + spent["train"] - (log[-1]["seconds"] if log else 0)
         label, returns = f"training seed {told['train_seed']}, while exploring", [entry["return"] for entry in log]
