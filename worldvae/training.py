@@ -80,10 +80,12 @@ class VAETrainingConfig:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 <= self.covers <= 1 and 0 <= self.held_out < 1):
-            raise ValueError(f"covers and held_out are shares, in [0, 1] and [0, 1): {self}")
+        if not 0 <= self.covers <= 1:
+            raise ValueError(f"covers is a share, in [0, 1]: {self.covers}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is a share, in [0, 1): {self.held_out}")
         if self.batch_size < 1 or self.passes <= 0:
-            raise ValueError(f"batch_size must be >= 1 and passes > 0: {self}")
+            raise ValueError(f"batch_size must be >= 1 and passes > 0, got {self.batch_size} and {self.passes:g}")
 
 
 def train_vae(
