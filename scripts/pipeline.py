@@ -317,7 +317,7 @@ def main(
     """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
 
     Args:
-        preset: quick trains to drive in ten minutes, carracing for twice as long, carracing-robust in other colours
+        preset: quick trains to drive in nine minutes, carracing for twice as long, carracing-robust in other colours
             too; takecover to dodge fireballs, inside the dream, takecover4 in the game as hard as the published one;
             tiny only shows that everything runs.
         out: the run's folder, runs/PRESET by default; stages done there are not done again.
