@@ -19,7 +19,10 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from agents.evaluation import commit, machine
 
-MISTAKES = (ValueError, RuntimeError, OSError, LookupError, ImportError, ArithmeticError)
+MISTAKES = (
+    *(ValueError, RuntimeError, OSError, LookupError, ImportError, FloatingPointError),
+    gymnasium.error.Error,  # where an environment lacks what it needs
+)
 """Of the user's or the machine's, told in a sentence."""
 Config = TypeVar("Config")
 Flat = Annotated[Config, tyro.conf.arg(name="")]
@@ -86,7 +89,7 @@ def run(main: Callable[..., Any]) -> None:
     except KeyboardInterrupt:
         _only_leave()
         sys.exit(130)
-    except (*MISTAKES, gymnasium.error.Error) as error:
+    except MISTAKES as error:
         if os.environ.get("WORLDVAE_DEBUG"):
             raise
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)

@@ -165,7 +165,7 @@ def main(
 
     seeds = range(SEEDS, SEEDS + episodes)
     repeat = store.manifest["action_repeat"]
-    worth = 1 if model.reward else repeat  # a dream without rewards pays 1 a step, as many env steps as an action lasts
+    worth = repeat if model.reward is None else 1  # such a dream pays 1 a step, which lasts so many env steps
 
     dreams_of = {t: DreamConfig(t, max(1, most_steps // repeat)) for t in temperatures}
 
