@@ -106,7 +106,7 @@ CARRACING = PipelineConfig(
         dynamics=DynamicsConfig(passes=20),
     ),
 )
-QUICK_AGENT = replace(CARRACING_AGENT, learning=replace(CARRACING_AGENT.learning, env_steps=72_000))
+QUICK_AGENT = replace(CARRACING_AGENT, learning=replace(CARRACING_AGENT.learning, env_steps=100_000))
 QUICK = replace(CARRACING, agent=QUICK_AGENT, evaluate=EvaluateConfig(episodes=20))
 # Its codec learns to look past shades and rectangles, and its driver drives under other colours and beside bars.
 ROBUST_VAE = VAETrainingConfig(objective=FINE, passes=8, colour_jitter=0.15, covers=0.5)

@@ -19,7 +19,7 @@ from agents.observations import Z_ALONE, ObservationConfig
 from scripts import cli
 from scripts.evaluate import EvaluateConfig, score
 from scripts.evolve import EvolveConfig, run_evolution
-from scripts.pipeline import CARRACING_AGENT
+from scripts.pipeline import QUICK_AGENT
 from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
@@ -27,7 +27,6 @@ from scripts.train_dynamics import Memory
 from worldvae.checkpoint import CheckpointError, read_json, write_record
 from worldvae.fit import settled
 
-LEARNER = replace(CARRACING_AGENT, learning=replace(CARRACING_AGENT.learning, env_steps=100_000))
 LEARNERS: dict[str, tuple[ObservationConfig, Memory, float]] = {
     "z": (Z_ALONE, "none", 0.0),
     "stacked z": (ObservationConfig(), "none", 0.0),
@@ -103,7 +102,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     runs: cli.Runs,
-    learner: AgentConfig = LEARNER,
+    learner: AgentConfig = QUICK_AGENT,
     evolution: EvolveConfig = EVOLVER,
     episodes: int = 20,
     json_file: Path | None = None,
