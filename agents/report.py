@@ -126,7 +126,7 @@ def draw_learning(by_steps: Any, by_minutes: Any, agents: dict[Path, dict[str, A
     task = next(iter(agents.values()))["env"]
     known = [row for name, rows in PUBLISHED.items() if name in task for row in rows]
     for axes in (by_steps, by_minutes):
-        axes.axhline(mean, color="tab:green", linestyle="--", label=f"mean over test episodes: {mean:.0f}")
+        axes.axhline(mean, color="black", linestyle="--", label=f"mean over test episodes: {mean:.0f}")
         for (who, score, *_), style in zip(known, (":", "-.", (0, (1, 4)), (0, (5, 5))), strict=False):
             axes.axhline(float(score.split()[0]), color="grey", linestyle=style, linewidth=1, label=f"{who}: {score}")
         axes.grid(alpha=0.3)

@@ -50,7 +50,7 @@ def _show(axes: Any, image: Frames) -> None:
 
 def main(
     runs: cli.Runs,
-    out: Path = Path("benchmarks/quick.json"),
+    out: Path = Path("benchmarks/carracing.json"),
     moments: tuple[int, ...] = (30, 90),
 ) -> None:
     """Gather the RUNS' evaluations into OUT (a list), draw OUT with .png, and print the table."""

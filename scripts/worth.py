@@ -19,7 +19,7 @@ from agents.observations import Z_ALONE, ObservationConfig
 from scripts import cli
 from scripts.evaluate import EvaluateConfig, score
 from scripts.evolve import EvolveConfig, run_evolution
-from scripts.pipeline import QUICK_AGENT
+from scripts.pipeline import CARRACING_AGENT
 from scripts.run_folder import RunFolder
 from scripts.train_agent import AgentConfig
 from scripts.train_agent import train as train_agent
@@ -102,7 +102,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     runs: cli.Runs,
-    learner: AgentConfig = QUICK_AGENT,
+    learner: AgentConfig = CARRACING_AGENT,
     evolution: EvolveConfig = EVOLVER,
     episodes: int = 20,
     json_file: Path | None = None,
