@@ -316,7 +316,7 @@ def main(
     """Collect, train the frame VAE, encode, train world model and agent, evaluate and report.
 
     Args:
-        preset: quick trains to drive in eleven minutes and is judged by 20 episodes, carracing by 100,
+        preset: quick trains to drive in twelve minutes and is judged by 20 episodes, carracing by 100,
             carracing-robust drives in other colours too; takecover trains to dodge fireballs, inside the dream,
             takecover4 in the game as hard as the published one; tiny only shows that everything runs.
         out: the run's folder, runs/PRESET by default; stages done there are not done again.
