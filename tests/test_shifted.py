@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import agents.shifted as shifted
+from scripts.evaluate import PRETRAINED
+from worldvae import FrameVAE
 from worldvae.environments import make_vector_env
+from worldvae.frames import to_frames
 
 pytest.importorskip("Box2D")
 
@@ -55,6 +58,16 @@ def test_colours_differ_by_episode_and_follow_from_its_seed():
     corner, usual = (frame[:20].reshape(-1, 3).mean(0) for frame in (one, official))
     assert 1 < np.abs(corner - usual).max() <= shifted.SHIFT
     assert np.abs(corner - other[:20].reshape(-1, 3).mean(0)).max() > 1
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_codec_that_has_not_seen_them_calls_their_frames_novel(name):
+    vae = FrameVAE.load(PRETRAINED / "carracing" / "vae")
+
+    def novelty(env_id: str) -> np.ndarray:
+        return vae.novelty(to_frames(played(env_id, steps=90)[0][50::5], vae.config.frame))  # the camera is down
+
+    assert novelty(f"agents.shifted:{name}").min() > novelty("CarRacing-v3").max()
 
 
 @pytest.mark.parametrize("name", SHIFTED)
